@@ -1,0 +1,1 @@
+"""Files, tokenizers, chat templates, and architectures as short descriptions over one decoder."""

@@ -1,0 +1,1 @@
+"""The asynchronous runtime: branches, budgets, usage, traces."""

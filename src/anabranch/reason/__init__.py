@@ -1,0 +1,1 @@
+"""Strategies: small asynchronous programs over branches."""
