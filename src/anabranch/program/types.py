@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from anabranch.program.branch import Branch
     from anabranch.program.budget import Budget
 
-Stop = Literal["until", "end", "limit", "budget", "forced"]
-"""Why a step ended: a stop condition, the model's own end, the limit, the budget; or it was given."""
+
+Stop = Literal["until", "end", "limit", "budget", "dead", "forced"]
+"""Why a step ended: a stop condition, the model's own end, the limit, the budget, its branch was
+dropped meanwhile; or its tokens were given."""
 
 
 @dataclass(frozen=True)
