@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from anabranch.backends.base import F32
 from anabranch.engine.tree import Cursor
 from anabranch.errors import InputError, check_range
@@ -62,9 +60,7 @@ class Sampling:
     @property
     def proper(self) -> bool:
         """Every token keeps a positive probability, so that importance weights are unbiased."""
-        return (
-            self.temperature > 0 and self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0
-        )
+        return self.temperature > 0 and self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0
 
     @property
     def edits_path(self) -> bool:
@@ -205,16 +201,31 @@ class Score(Request):
         return [self.results[row] for row in sorted(self.results)]
 
 
+class Peeked(NamedTuple):
+    """The likeliest tokens of a row, most likely first, and what the row says as a whole."""
+
+    tokens: tuple[int, ...]
+    logps: tuple[float, ...]
+    entropy: float
+    hidden: F32 | None
+
+
 class Look(Request):
-    """The distribution at the cursor's tip, and on demand the hidden state."""
+    """The distribution at the cursor's tip, and on demand the hidden state.
 
-    def __init__(self, cursor: Cursor, hidden: bool, finish: Callable[[], None]) -> None:
+    Args:
+        top: how many tokens to report.
+        wants_hidden: report the final normalised state, `[hidden]`, too.
+    """
+
+    def __init__(
+        self, cursor: Cursor, top: int, wants_hidden: bool, finish: Callable[[], None]
+    ) -> None:
         super().__init__(cursor, range(cursor.position - 1, cursor.position), finish)
-        self.wants_hidden = hidden
-        self.logits: F32 = np.empty(0, np.float32)
-        self.hidden: F32 | None = None
+        self.top, self.wants_hidden = top, wants_hidden
+        self.result: Peeked | None = None
 
-    def accept(self, logits: F32, hidden: F32 | None) -> None:
-        """Take the row, `[vocab]`, and the final normalised state, `[hidden]`."""
-        self.logits, self.hidden = logits, hidden
+    def accept(self, result: Peeked) -> None:
+        """Take the row's result."""
+        self.result = result
         self.todo = []

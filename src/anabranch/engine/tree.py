@@ -6,7 +6,7 @@ cursors that add the same token at the same place share it: identical thoughts m
 computed once. A cursor that diverges inside a node splits it.
 
 Pages lie on an absolute grid: page i of a path holds positions 16i to 16i+15. A node that starts
-inside a page continues its parent's page if nobody else does, else it copies that one page when it
+inside a page writes on in its parent's page if nobody else has, else it copies that one page when it
 is first computed (copy on write).
 
 Invariants, recounted by `TokenTree.check`:
@@ -189,7 +189,7 @@ class TokenTree:
         cursor.node.cursors.remove(cursor)
         node.cursors.add(cursor)
         cursor.node = node
-        self._sweep([*left, node])
+        self.sweep([*left, node])
 
     def drop(self, cursor: Cursor) -> None:
         """End a cursor. Its nodes stay as cache if they hold computed tokens."""
@@ -199,7 +199,7 @@ class TokenTree:
         for node in path:
             node.pins -= 1
             node.used = self.clock
-        self._sweep(path)
+        self.sweep(path)
 
     # ---- pages ---------------------------------------------------------------------------------
 
@@ -216,9 +216,10 @@ class TokenTree:
 
         Args:
             copy: copies one page, source to target: called when the open page of the parent must
-                be copied because somebody else continues it.
+                be copied because somebody else wrote on in it.
         """
         last = (end - 1) // PAGE_SLOTS
+        filled = self.pool.filled
         if not node.pages and node.start % PAGE_SLOTS:
             assert node.parent is not None
             shared = node.parent.page_of(node.start - 1)
@@ -228,7 +229,11 @@ class TokenTree:
                 node.pages.append(self.pool.take())
                 copy(shared, node.pages[0])
         while node.start // PAGE_SLOTS + len(node.pages) <= last:
+            if node.pages:
+                filled[node.pages[-1]] = PAGE_SLOTS
             node.pages.append(self.pool.take())
+        tail, used = node.pages[-1], (end - 1) % PAGE_SLOTS + 1
+        filled[tail] = max(used, filled[tail]) if node.children else used
         node._table = None
 
     def evict(self, node: Node) -> None:
@@ -239,14 +244,15 @@ class TokenTree:
         """
         assert all(child.computed == 0 and not child.pages for child in node.children.values())
         self._free_pages(node)
-        self._sweep([node])
+        self.sweep([node])
 
     def _continues(self, node: Node) -> bool:
-        """Whether the node may write on in its parent's open page."""
+        """Whether the node may write on in its parent's open page: nobody wrote there before."""
         if node.start % PAGE_SLOTS == 0:
             return False
         assert node.parent is not None
-        return self.pool.refs[node.parent.page_of(node.start - 1)] == 1
+        page = node.parent.page_of(node.start - 1)
+        return self.pool.filled[page] == node.start % PAGE_SLOTS
 
     def _free_pages(self, node: Node) -> None:
         for page in node.pages:
@@ -310,14 +316,19 @@ class TokenTree:
     def _split_pages(self, upper: Node, lower: Node) -> None:
         first = upper.start // PAGE_SLOTS
         kept = (lower.start - 1) // PAGE_SLOTS - first + 1
-        pages = lower.pages
-        upper.pages = pages[:kept]
-        lower.pages = pages[lower.start // PAGE_SLOTS - first :]
-        if lower.start % PAGE_SLOTS and len(pages) >= kept:
-            self.pool.share(upper.pages[-1])
+        upper.pages, rest = lower.pages[:kept], lower.pages[kept:]
+        if lower.computed or lower.pending:
+            if lower.start % PAGE_SLOTS:
+                rest = [self.pool.share(upper.pages[-1]), *rest]
+            lower.pages = rest
+        else:
+            # Nothing of it is stored: it takes pages when its turn comes, like its new sibling.
+            lower.pages = []
+            for page in rest:
+                self.pool.release(page)
         lower._table = None
 
-    def _sweep(self, nodes: Iterable[Node]) -> None:
+    def sweep(self, nodes: Iterable[Node]) -> None:
         """Remove what nobody needs and nothing cost, from the leaves up."""
         for node in nodes:
             self._trim(node)

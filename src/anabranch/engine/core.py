@@ -1,0 +1,384 @@
+"""From what branches want to passes over the model, and back.
+
+A *pass* is one forward over a mixed batch. It has three stages, so that a slow computation never
+holds the thread on which programs fork and drop:
+
+    prepare()   on the caller's thread: choose rows, take pages, build arrays
+    compute()   anywhere: model and sampler on those arrays; touches no tree
+    commit()    on the caller's thread: results into the tree and to the requests
+
+Work belongs to nodes, not to requests: two requests that wait for the same tokens are served by the
+same rows, whether they arrived together or not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from anabranch.backends.base import F32, I32, PAGE_SLOTS, Batch, Draws
+from anabranch.engine.pages import PagePool
+from anabranch.engine.requests import Cost, Draw, Look, Peeked, Request, Result, Sampling, Score
+from anabranch.engine.schedule import Item, Schedule, build_batch, snapshot
+from anabranch.engine.scheduler import DecodeFirst, Policy
+from anabranch.engine.tree import Node, TokenTree
+from anabranch.errors import AnabranchError, ModelError, ResourceError
+from anabranch.models.decoder import Decoder
+
+LOGIT_ROWS = 64
+"""Rows of logits computed at a time: bounds their memory, not their number."""
+
+TIP_BYTES = 64 << 20
+"""Bytes of logits kept for positions where cursors rest."""
+
+PLAIN = Sampling()
+
+
+@dataclass(eq=False)
+class Want:
+    """One request's claim on the logits of one row, and what came of it.
+
+    Attributes:
+        where: which row of the pass's logits.
+    """
+
+    request: Request
+    row: int
+    where: int
+    result: Result | Peeked | AnabranchError | None = None
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward pass: what it computes, for whom, and what came out.
+
+    Attributes:
+        rows: rows of the batch whose logits are wanted.
+        wants: claims on them, by `where` ascending.
+        cached: claims on logits that are kept already, `cached_logits`.
+        resting: positions where cursors stay: their logits are kept, by node and position.
+    """
+
+    items: list[Item]
+    batch: Batch | None
+    rows: I32
+    wants: list[Want]
+    cached: list[Want]
+    cached_logits: list[F32]
+    resting: dict[tuple[Node, int], int]
+    tips: dict[tuple[Node, int], F32] = field(default_factory=dict)
+
+
+@dataclass
+class Stats:
+    """Counters since the engine started.
+
+    Attributes:
+        passes, rows: forward passes, and rows in them.
+        recomputed_rows: of these, rows that had been computed before.
+        evicted_nodes, preempted_nodes: nodes whose pages were taken, without and with live cursors.
+    """
+
+    passes: int = 0
+    rows: int = 0
+    recomputed_rows: int = 0
+    evicted_nodes: int = 0
+    preempted_nodes: int = 0
+
+
+class EngineCore:
+    """Token tree, scheduler and model: the synchronous heart of the engine. Not thread-safe.
+
+    Args:
+        decoder: the model.
+        pages: KV pages to keep.
+        policy: which requests run next; default: `DecodeFirst`.
+    """
+
+    def __init__(self, decoder: Decoder, *, pages: int, policy: Policy | None = None) -> None:
+        self.decoder = decoder
+        self.policy: Policy = policy or DecodeFirst()
+        self.tree = TokenTree(PagePool(pages))
+        self.cache = decoder.cache(pages)
+        self.stats = Stats()
+        self.requests: dict[int, Request] = {}
+        self._tickets = itertools.count()
+        self._tips: OrderedDict[tuple[Node, int], None] = OrderedDict()
+        self._most_tips = max(1, TIP_BYTES // (4 * decoder.config.vocab))
+
+    @property
+    def capacity(self) -> int:
+        """Longest path, in tokens, that model and pages allow."""
+        return min(self.decoder.config.context, len(self.tree.pool) * PAGE_SLOTS)
+
+    # ---- requests ------------------------------------------------------------------------------
+
+    def submit(
+        self, request: Request, *, priority: float = 0.0, deadline: float = math.inf
+    ) -> None:
+        """Queue a request; it runs in the passes that follow."""
+        request.ticket = next(self._tickets)
+        request.priority, request.deadline = priority, deadline
+        self.requests[request.ticket] = request
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request. Rows under way are computed and charged, their results ignored."""
+        self.requests.pop(request.ticket, None)
+
+    def _finish(self, request: Request, error: AnabranchError | None = None) -> None:
+        if self.requests.pop(request.ticket, None) is not None:
+            request.error = error
+            request.finish()
+
+    # ---- prepare -------------------------------------------------------------------------------
+
+    def prepare(self) -> Pass | None:
+        """Choose what to compute next; None when nothing waits."""
+        for request in list(self.requests.values()):
+            if request.expired():
+                self._finish(request)
+        while self.requests:
+            cached, logits = self._kept_tips()
+            served = {want.request.ticket for want in cached}
+            queue = [r for r in self.requests.values() if r.ticket not in served]
+            items, first = self._choose(queue)
+            if items or cached:
+                return self._assemble(items, cached, logits)
+            self._give_up(self.requests[first])
+        return None
+
+    def _kept_tips(self) -> tuple[list[Want], list[F32]]:
+        """Draws that need no row: their logits were kept."""
+        wants: list[Want] = []
+        logits: list[F32] = []
+        for request in self.requests.values():
+            cursor = request.cursor
+            tip = cursor.node.tips.get(cursor.position)
+            if isinstance(request, Draw) and tip is not None:
+                wants.append(Want(request, cursor.position - 1, len(wants)))
+                logits.append(tip)
+        return wants, logits
+
+    def _choose(self, queue: Sequence[Request]) -> tuple[list[Item], int]:
+        """The items of the next pass, and the ticket that the policy put first."""
+        if not queue:
+            return [], -1
+        grants = self.policy.plan([snapshot(r) for r in queue], self.decoder.max_rows)
+        schedule = Schedule(self.tree, self._copy_page)
+        self.tree.clock += len(grants)
+        for order, grant in enumerate(grants):
+            schedule.add(self.requests[grant.ticket], grant.rows, self.tree.clock - order)
+        self.stats.evicted_nodes += schedule.evicted
+        self.stats.preempted_nodes += schedule.preempted
+        return list(schedule.items.values()), grants[0].ticket
+
+    def _copy_page(self, source: int, target: int) -> None:
+        self.decoder.backend.copy_page(self.cache, source, target)
+
+    def _give_up(self, request: Request) -> None:
+        pages = len(self.tree.pool)
+        error = ResourceError(
+            "a branch does not fit into the KV cache even alone",
+            got=f"{request.cursor.position} tokens",
+            allowed=f"about {pages * PAGE_SLOTS} tokens in {pages} pages",
+            fix="give the engine more kv_memory or shorten the branch",
+        )
+        self._finish(request, error)
+
+    def _assemble(self, items: list[Item], cached: list[Want], cached_logits: list[F32]) -> Pass:
+        """Lay out the pass. Items are ordered by page table, so that shared pages meet."""
+        items.sort(key=lambda item: item.node.table().tobytes())
+        wants: list[Want] = []
+        rows: list[int] = []
+        resting: dict[tuple[Node, int], int] = {}
+        first = 0
+        for item in items:
+            for row, claims in _by_row(item.wants):
+                where = len(rows)
+                rows.append(first + row - item.begin)
+                wants += [Want(request, row, where) for request in claims]
+                holder = item.node.at(row)
+                leaving = sum(isinstance(request, Draw) for request in claims)
+                if sum(c.position == row + 1 for c in holder.cursors) > leaving:
+                    resting[holder, row + 1] = where
+            first += item.rows
+        batch = build_batch(items) if items else None
+        return Pass(items, batch, np.asarray(rows, np.int32), wants, cached, cached_logits, resting)
+
+    # ---- compute -------------------------------------------------------------------------------
+
+    def compute(self, work: Pass) -> None:
+        """Run the model and the sampler. Writes nothing but `work` and KV pages."""
+        if work.batch is not None:
+            hidden = self.decoder.run(work.batch, self.cache)
+            for low in range(0, len(work.rows), LOGIT_ROWS):
+                high = min(low + LOGIT_ROWS, len(work.rows))
+                logits = self.decoder.logits(hidden, work.rows[low:high])
+                block = [want for want in work.wants if low <= want.where < high]
+                self._draw(logits, low, block)
+                for want in block:
+                    if isinstance(want.request, Look):
+                        row = work.rows[want.where : want.where + 1]
+                        want.result = self._peek(logits[want.where - low], hidden, row, want)
+                for key, where in work.resting.items():
+                    if low <= where < high:
+                        work.tips[key] = logits[where - low].copy()
+        if work.cached:
+            self._draw(np.stack(work.cached_logits), 0, work.cached)
+
+    def _peek(self, logits: F32, hidden: F32, row: I32, want: Want) -> Peeked | AnabranchError:
+        request = want.request
+        assert isinstance(request, Look)
+        top = min(request.top, len(logits))
+        ids = np.argpartition(-logits, top - 1)[:top]
+        ids = ids[np.lexsort((ids, -logits[ids]))]
+        scores = [
+            Want(Score(request.cursor, want.row + 1, [token], _nothing), want.row, 0)
+            for token in ids.tolist()
+        ]
+        self._draw(logits[None], 0, scores)
+        results = [s.result for s in scores if isinstance(s.result, Result)]
+        if len(results) < top:
+            return ModelError("the model gave no usable distribution", got=f"row {want.row}")
+        state = self.decoder.normed(hidden, row)[0].copy() if request.wants_hidden else None
+        logps = tuple(result.logp for result in results)
+        return Peeked(tuple(ids.tolist()), logps, results[0].entropy, state)
+
+    def _draw(self, logits: F32, low: int, wants: Sequence[Want]) -> None:
+        """Draw or score; a row that cannot be drawn from fails alone."""
+        wants = [want for want in wants if not isinstance(want.request, Look)]
+        if not wants:
+            return
+        try:
+            drawn = self.decoder.backend.draw(logits, _draws(wants, low))
+        except ValueError as error:
+            if len(wants) > 1:
+                for want in wants:
+                    self._draw(logits, low, [want])
+            else:
+                wants[0].result = ModelError(
+                    "the model gave no usable distribution", got=str(error)
+                )
+            return
+        columns = (drawn.token, drawn.logp, drawn.logq, drawn.entropy)
+        for want, values in zip(
+            wants, zip(*map(np.ndarray.tolist, columns), strict=True), strict=True
+        ):
+            want.result = Result(*values)
+
+    # ---- commit --------------------------------------------------------------------------------
+
+    def commit(self, work: Pass) -> None:
+        """Take a computed pass into the tree, and hand its results to the requests."""
+        for item in work.items:
+            self._settle(item)
+        self._count(work)
+        for (node, position), logits in work.tips.items():
+            self._keep_tip(node, position, logits)
+        for want in itertools.chain(work.wants, work.cached):
+            if want.request.ticket in self.requests:
+                self._deliver(want)
+
+    def fail(self, work: Pass, error: AnabranchError) -> None:
+        """Give up a pass whose computation failed: its requests fail, nothing else changes."""
+        for item in work.items:
+            chain = [n for n in item.node.ancestry() if n.end > item.begin]
+            for node in chain:
+                node.pending = 0
+            self.tree.sweep(chain)
+        for want in itertools.chain(work.wants, work.cached):
+            self._finish(want.request, error)
+        for item in work.items:
+            self._finish(item.owner, error)
+
+    def _settle(self, item: Item) -> None:
+        if item.store:
+            # A split since prepare() may have spread the chunk over several nodes.
+            for node in itertools.takewhile(lambda n: n.end > item.begin, item.node.ancestry()):
+                node.computed = max(node.computed, node.pending)
+                node.known = max(node.known, node.computed)
+                node.pending = 0
+
+    def _count(self, work: Pass) -> None:
+        parties: dict[int, Cost] = {}
+        for item in work.items:
+            again = item.known if item.store else item.rows
+            self.stats.rows += item.rows
+            self.stats.recomputed_rows += again
+            for cost in (item.owner.cost, item.owner.total):
+                cost.computed += item.rows - again
+                cost.recomputed += again
+                parties[id(cost)] = cost
+        if work.items:
+            self.stats.passes += 1
+            for want in work.wants:
+                for cost in (want.request.cost, want.request.total):
+                    parties[id(cost)] = cost
+        for cost in parties.values():
+            cost.passes += 1
+
+    def _keep_tip(self, node: Node, position: int, logits: F32) -> None:
+        holder = node.at(position - 1)
+        if holder.pins and holder.frontier >= position:
+            holder.tips[position] = logits
+            self._tips[holder, position] = None
+        while len(self._tips) > self._most_tips:
+            (old, place), _ = self._tips.popitem(last=False)
+            old.tips.pop(place, None)
+
+    def _deliver(self, want: Want) -> None:
+        request, result = want.request, want.result
+        if isinstance(result, AnabranchError):
+            self._finish(request, result)
+            return
+        if isinstance(request, Look):
+            assert isinstance(result, Peeked)
+            request.accept(result)
+        elif isinstance(result, Result):
+            if isinstance(request, Draw):
+                merged = self.tree.append(request.cursor, [result.token])
+                request.cost.cached += merged
+                request.total.cached += merged
+                request.accept(result)
+            elif isinstance(request, Score):
+                request.accept(want.row, result)
+        if request.done:
+            self._finish(request)
+
+
+def _nothing() -> None:
+    """Nobody waits for this request."""
+
+
+def _by_row(wants: Sequence[tuple[Request, int]]) -> list[tuple[int, list[Request]]]:
+    """Claims grouped by row, rows ascending."""
+    groups: dict[int, list[Request]] = {}
+    for request, row in wants:
+        groups.setdefault(row, []).append(request)
+    return sorted(groups.items())
+
+
+def _draws(wants: Sequence[Want], low: int) -> Draws:
+    """The sampler's arrays for draws and scores on one block of logits."""
+    samplings = [w.request.sampling if isinstance(w.request, Draw) else PLAIN for w in wants]
+    edits = [w.request.edits() if isinstance(w.request, Draw) else [] for w in wants]
+    flat = list(itertools.chain.from_iterable(edits))
+    return Draws(
+        row=np.array([w.where - low for w in wants], np.int32),
+        given=np.array([w.request.given.get(w.row, -1) for w in wants], np.int32),
+        key=np.array([w.request.cursor.key for w in wants], np.uint64),
+        position=np.array([w.row + 1 for w in wants], np.int32),
+        temperature=np.array([s.temperature for s in samplings], np.float32),
+        top_k=np.array([s.top_k for s in samplings], np.int32),
+        top_p=np.array([s.top_p for s in samplings], np.float32),
+        min_p=np.array([s.min_p for s in samplings], np.float32),
+        edit_starts=np.cumsum([0, *map(len, edits)], dtype=np.int32),
+        edit_token=np.array([e.token for e in flat], np.int32),
+        edit_scale=np.array([e.scale for e in flat], np.float32),
+        edit_shift=np.array([e.shift for e in flat], np.float32),
+    )

@@ -1,0 +1,237 @@
+"""A loaded model: the door for scripts. `lm.engine` holds the same primitives, to be awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anabranch import __version__
+from anabranch.backends.base import Backend
+from anabranch.engine.core import EngineCore
+from anabranch.errors import FileFormatError, InputError, ResourceError, unknown_name
+from anabranch.machine import available_memory
+from anabranch.models.config import ModelFile
+from anabranch.models.decoder import Decoder
+from anabranch.models.files import open_model
+from anabranch.models.registry import resolve
+from anabranch.models.tokenizer import Tokenizer
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.engine import Engine, Message, Prompt
+from anabranch.program.run import Run
+from anabranch.program.trace import Trace
+from anabranch.program.types import Answer, Problem, Step
+from anabranch.reason.prompts import messages
+from anabranch.reason.registry import NamedStrategy, parse
+from anabranch.reason.solve import think
+
+T = TypeVar("T")
+
+BACKENDS = ("native", "reference")
+KV_SHARE, KV_MOST = 0.25, 4 << 30
+"""Default memory for keys and values: this share of what is available, at most this many bytes."""
+
+
+def load(
+    model: str | Path = "qwen2.5-coder-0.5b",
+    *,
+    backend: str = "native",
+    threads: int | None = None,
+    kv_memory: int | None = None,
+    max_rows: int = 256,
+    offline: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> LM:
+    """Load a model, fetching it first if it is a registered name and not here yet.
+
+    Args:
+        model: a name from `anabranch models`, a GGUF file, or a safetensors folder.
+        backend: "native" (C++) or "reference" (numpy, slow, float32).
+        threads: threads of the native backend; default: the cores this process may use.
+        kv_memory: bytes for keys and values; default: a quarter of the available memory, at most
+            4 GiB.
+        max_rows: most rows (tokens) in one forward pass.
+        offline: never reach for the network.
+        progress: told of (done, total, phase): bytes while fetching, parameters while loading.
+
+    Raises:
+        InputError: unknown name or option.
+        ModelError: the files cannot be had, are broken, or need what this version cannot do.
+        ResourceError: it does not fit into memory; said before anything large is read.
+    """
+    path = resolve(str(model), progress=progress, offline=offline)
+    file = open_model(path, dtype="float32" if backend == "reference" else "quantized")
+    pages = _pages(file, kv_memory, 4 if backend == "reference" else 1)
+    tokenizer = Tokenizer.of(file)
+    if tokenizer.vocab_size > file.config.vocab:
+        raise FileFormatError(
+            path, f"{tokenizer.vocab_size} tokens for an embedding of {file.config.vocab}"
+        )
+    loading = (lambda done, total: progress(done, total, "loading")) if progress else None
+    decoder = Decoder(file, _backend(backend, threads), max_rows=max_rows, progress=loading)
+    name = str(model) if not Path(str(model)).exists() else file.name
+    return LM(Engine(EngineCore(decoder, pages=pages), tokenizer), name, file.fingerprint)
+
+
+class LM:
+    """A loaded model. Close it, or use it as a context manager, to free its threads and memory.
+
+    Attributes:
+        engine: the primitives (`open`, and on branches `fork`, `extend`, `force`, `peek`, `drop`),
+            for use in asynchronous code or through `run`.
+        tokenizer: `encode`, `decode`, `chat`.
+        name, fingerprint: which model this is.
+    """
+
+    def __init__(self, engine: Engine, name: str, fingerprint: str) -> None:
+        self.engine, self.name, self.fingerprint = engine, name, fingerprint
+        self.tokenizer = engine.tokenizer
+
+    def __enter__(self) -> LM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free threads. Branches still open become unusable."""
+        self.engine.close()
+
+    def run(self, program: Coroutine[Any, Any, T]) -> T:
+        """Run an asynchronous program to its end, also from inside a running event loop.
+
+            async def program():
+                root = lm.engine.open("Once upon a time")
+                steps = await asyncio.gather(*(b.extend(20) for b in root.fork(4)))
+                return [step.text for step in steps]
+
+            texts = lm.run(program())
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(program)
+        with ThreadPoolExecutor(1) as helper:
+            return helper.submit(asyncio.run, program).result()
+
+    def solve(self, problem: str | Problem, strategy: str = "vote", **options: Any) -> Answer:
+        """Answer a problem by a strategy: `think`, run to its end."""
+        return self.run(self.think(problem, strategy, **options))
+
+    async def think(
+        self,
+        problem: str | Problem,
+        strategy: str | NamedStrategy = "vote",
+        *,
+        budget: Budget | int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        trace: Trace | Path | str | None = None,
+        on_start: Callable[[Run], None] | None = None,
+    ) -> Answer:
+        """Answer a problem by a strategy such as "vote(n=16)".
+
+        Args:
+            problem: the question.
+            strategy: name and parameters; `anabranch solve --help` lists them.
+            budget: most tokens to charge, or a `Budget`. When it ends, the best answer so far is
+                returned.
+            seconds: most seconds, likewise.
+            seed: the same seed gives the same answer, to the bit.
+            trace: where to write the tree, as JSON lines.
+            on_start: given the `Run` before anything is computed, to watch it.
+        """
+        if isinstance(problem, str):
+            problem = Problem(problem)
+        named = parse(strategy) if isinstance(strategy, str) else strategy
+        if not isinstance(budget, Budget):
+            budget = Budget(budget, seconds)
+        elif seconds is not None:
+            raise InputError("seconds given twice", fix="put them into the Budget")
+        with contextlib.ExitStack() as stack:
+            if isinstance(trace, (str, Path)):
+                trace = stack.enter_context(self.trace(trace, named, budget, seed))
+            run = Run(seed=seed, budget=budget, trace=trace)
+            if on_start is not None:
+                on_start(run)
+            return await think(problem, self._root, named, run, model=self.name)
+
+    def trace(self, path: Path | str, strategy: NamedStrategy, budget: Budget, seed: int) -> Trace:
+        """A trace file whose header says what this model is about to do."""
+        return Trace(
+            path,
+            model=self.name,
+            fingerprint=self.fingerprint,
+            seed=seed,
+            strategy=str(strategy),
+            budget={"tokens": budget.tokens, "seconds": budget.seconds},
+            version=__version__,
+        )
+
+    def generate(
+        self, prompt: Prompt, max_tokens: int = 256, *, seed: int = 0, **sampling: Any
+    ) -> Step:
+        """Continue a prompt on one branch; `sampling` as in `Branch.extend`, temperature 0 first."""
+        return self.run(self._generate(prompt, max_tokens, seed, sampling))
+
+    def chat(
+        self,
+        conversation: str | Sequence[Message],
+        max_tokens: int = 512,
+        *,
+        seed: int = 0,
+        **sampling: Any,
+    ) -> Step:
+        """The assistant's next turn, through the model's own chat template."""
+        if isinstance(conversation, str):
+            conversation = [{"role": "user", "content": conversation}]
+        if not conversation or not all(isinstance(m, Mapping) for m in conversation):
+            raise InputError("a conversation is a list of messages", got=conversation)
+        return self.generate(conversation, max_tokens, seed=seed, **sampling)
+
+    async def _generate(
+        self, prompt: Prompt, limit: int, seed: int, sampling: dict[str, Any]
+    ) -> Step:
+        branch = self.engine.open(prompt, seed=seed)
+        try:
+            return await branch.extend(limit, **{"temperature": 0.0, **sampling})
+        finally:
+            branch.drop()
+
+    def _root(self, problem: Problem, run: Run) -> Branch:
+        return self.engine.open(messages(problem), seed=run.seed, run=run)
+
+
+def _backend(name: str, threads: int | None) -> Backend:
+    # Imported late: each backend only when it is asked for.
+    if name == "native":
+        from anabranch.backends.native import NativeBackend
+
+        return NativeBackend(threads=threads)
+    if name == "reference":
+        from anabranch.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    raise unknown_name("backend", name, BACKENDS)
+
+
+def _pages(file: ModelFile, kv_memory: int | None, inflation: int) -> int:
+    """KV pages that fit, or a `ResourceError` before anything large is read."""
+    weights = file.packed_bytes * inflation
+    available = available_memory()
+    kv = int(min(KV_MOST, KV_SHARE * available)) if kv_memory is None else kv_memory
+    page = file.config.cache_shape.page_bytes
+    if kv < 2 * page:
+        raise InputError("kv_memory is too small", got=kv, allowed=f"at least {2 * page} bytes")
+    if weights + kv > available:
+        raise ResourceError(
+            "the model does not fit into memory",
+            got=f"{available / 2**30:.2f} GiB available",
+            allowed=f"{weights / 2**30:.2f} GiB of weights + {kv / 2**30:.2f} GiB of KV cache",
+            fix="lower kv_memory, close other programs, or use a smaller model",
+        )
+    return kv // page

@@ -1,0 +1,501 @@
+"""The handle a program thinks with: a path in the token tree that it alone may grow."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from anabranch.backends.philox import derive
+from anabranch.engine.requests import Draw, Look, Request, Result, Sampling, Score
+from anabranch.engine.tree import Cursor
+from anabranch.errors import ContextError, InputError, check_range
+from anabranch.program.run import Run
+from anabranch.program.types import Mark, Next, Step, Stop, Until, Usage
+
+if TYPE_CHECKING:
+    from anabranch.program.engine import Engine
+
+MOST_FORKS = 4096
+"""Most branches one call of `fork` makes."""
+
+
+class Branch:
+    """A path from the root of the token tree to a tip that this branch alone may move.
+
+    Its tokens and log-probabilities depend on the weights, the tokens of its path, its sampling
+    parameters and its key; not on what else runs, how prompts were chunked, what was cached, or on
+    the number of threads.
+
+    Attributes:
+        id: path of fork indices ("0.3.1"): names the branch in the trace; with the seed it keys
+            the random stream.
+        parent: the branch it was forked from.
+        run: the program it belongs to.
+        live: not dropped yet.
+        last: the last step taken, or None.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run: Run,
+        cursor: Cursor,
+        name: str,
+        *,
+        parent: Branch | None = None,
+        prompt_end: int | None = None,
+        priority: float = 0.0,
+        deadline: float = float("inf"),
+    ) -> None:
+        self.engine, self.run, self.id, self.parent = engine, run, name, parent
+        self.live = True
+        self.last: Step | None = None
+        self._cursor = cursor
+        self._origin = cursor.position
+        self._prompt_end = cursor.position if prompt_end is None else prompt_end
+        self._priority, self._deadline = priority, deadline
+        self._forks = 0
+        self._pending: Request | None = None
+        run.live.add(self)
+        engine.activity += 1
+
+    def __repr__(self) -> str:
+        state = "" if self.live else ", dropped"
+        return f"<Branch {self.id}, {self._cursor.position} tokens{state}>"
+
+    # ---- where it stands -----------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids of the whole path, the prompt included."""
+        return self._cursor.path()
+
+    @property
+    def text(self) -> str:
+        """Text of everything on the path after the prompt."""
+        return self.engine.text_of(self.tokens[self._prompt_end :])
+
+    @property
+    def mark(self) -> Mark:
+        """The tip, as a place to fork from later."""
+        return Mark(self.id, self._cursor.position)
+
+    # ---- fork and drop -------------------------------------------------------------------------
+
+    @overload
+    def fork(self, n: None = None, *, at: Mark | None = None) -> Branch: ...
+    @overload
+    def fork(self, n: int, *, at: Mark | None = None) -> list[Branch]: ...
+    def fork(self, n: int | None = None, *, at: Mark | None = None) -> Branch | list[Branch]:
+        """New branches at the tip, or at an earlier mark of the path. Nothing is computed.
+
+        The k-th child ever forked from a branch has the id `<id>.<k>` and a random stream of its
+        own, derived from its parent's.
+
+        Raises:
+            InputError: the branch was dropped, `n` is out of range, or the mark is not on its path.
+        """
+        self._alive()
+        if n is not None:
+            check_range("number of forks", n, 1, MOST_FORKS)
+        position = self._cursor.position if at is None else self._locate(at)
+        children = [self._child(position) for _ in range(1 if n is None else n)]
+        return children[0] if n is None else children
+
+    def drop(self, reason: str = "") -> None:
+        """End the branch and unpin its pages. Dropping twice is harmless.
+
+        An operation still pending on it returns with `stop="dead"`.
+        """
+        if not self.live:
+            return
+        self.live = False
+        self.run.live.discard(self)
+        self.engine.activity += 1
+        if self._pending is not None:
+            self.engine.core.cancel(self._pending)
+            self._pending.finish()
+        self.engine.core.tree.drop(self._cursor)
+        self.run.note("drop", branch=self.id, reason=reason)
+
+    def _child(self, position: int) -> Branch:
+        index = self._forks
+        self._forks += 1
+        cursor = self.engine.core.tree.fork(self._cursor, derive(self._cursor.key, index), position)
+        child = Branch(
+            self.engine,
+            self.run,
+            cursor,
+            f"{self.id}.{index}",
+            parent=self,
+            prompt_end=min(self._prompt_end, position),
+            priority=self._priority,
+            deadline=self._deadline,
+        )
+        self.run.note("fork", branch=child.id, parent=self.id, position=position)
+        return child
+
+    def _locate(self, mark: Mark) -> int:
+        """The mark's position, if it lies on this path."""
+        branch: Branch | None = self
+        limit = self._cursor.position
+        while branch is not None and branch.id != mark.branch:
+            limit = min(limit, branch._origin)
+            branch = branch.parent
+        if branch is None or not 1 <= mark.position <= limit:
+            raise InputError(
+                "the mark is not on this branch's path",
+                got=mark,
+                allowed=f"positions 1 to {limit} of {self.id} or its ancestors",
+            )
+        return mark.position
+
+    # ---- grow ----------------------------------------------------------------------------------
+
+    async def extend(
+        self,
+        limit: int = 256,
+        *,
+        until: Until = None,
+        keep: bool = True,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        bias: Mapping[int, float] | None = None,
+    ) -> Step:
+        """Sample up to `limit` tokens.
+
+        Equal, draw for draw, to a loop of peek, sample, force one token. Stops at the model's own
+        end (that token is on the path, and has no text), at `limit` or the end of the context
+        ("limit"), when the budget is over ("budget", possibly without a token), or at `until`.
+
+        Args:
+            until: a text, texts, pattern, or test of the step so far; looked for in the text of
+                this step, wherever token borders fall.
+            keep: whether the token that completed `until` stays whole. False cuts the step back to
+                the last token border at or before the match (texts and patterns only).
+            temperature, top_p, top_k, min_p: shape the proposal (`Sampling`).
+            repetition_penalty, presence_penalty, frequency_penalty, bias: likewise.
+
+        Raises:
+            InputError: a parameter is out of range, or another operation is pending.
+        """
+        sampling = Sampling(
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            bias or {},
+        )
+        return await self._extend(limit, until, keep, sampling, None)
+
+    async def stream(
+        self, limit: int = 256, *, until: Until = None, keep: bool = True, **sampling: Any
+    ) -> AsyncIterator[str]:
+        """`extend`, piece by piece: complete characters as they come. `last` holds the step after.
+
+        With texts in `until` and `keep=False`, what may become one of them is held back.
+        """
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        work = asyncio.ensure_future(
+            self._extend(limit, until, keep, Sampling(**sampling), pieces.put_nowait)
+        )
+        work.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+        await work
+
+    async def force(self, content: str | Sequence[int]) -> Step:
+        """Append given text or tokens; the step holds their exact log-probabilities.
+
+        All or nothing: when the budget does not cover them, nothing is appended and `stop` is
+        "budget".
+
+        Raises:
+            ContextError: they do not fit.
+            InputError: token ids outside the vocabulary, or another operation is pending.
+        """
+        tokens = self.engine.encode(content)
+        self._ready()
+        room = self.engine.core.capacity - self._cursor.position
+        if len(tokens) > room:
+            raise ContextError(
+                "the forced text does not fit", got=f"{len(tokens)} tokens", allowed=f"{room}"
+            )
+        budget = self.run.budget
+        granted = budget.reserve(len(tokens))
+        if granted < len(tokens) or not tokens:
+            budget.settle(granted, 0)
+            return self._note_step(
+                "force", self._step(_Writer(self), "budget" if tokens else "forced")
+            )
+        budget.settle(granted, granted)
+        writer = _Writer(self)
+        start = self._cursor.position
+        held = self.engine.core.tree.append(self._cursor, tokens)
+        self.run.forced_tokens += len(tokens)
+        self.run.cost.cached += held
+        request = Score(self._cursor, start, tokens, _nothing)
+        request.cost.cached += held
+        await self._perform(request)
+        if not self.live:
+            return self._step(writer, "dead", request)
+        for result in request.ordered():
+            writer.add(result)
+        return self._note_step("force", self._step(writer, "forced", request))
+
+    async def peek(self, top: int = 20, *, hidden: bool = False) -> Next:
+        """The distribution at the tip, unsampled; the branch stays as it is.
+
+        Args:
+            top: how many of the likeliest tokens to report.
+            hidden: report the final normalised hidden state too.
+        """
+        check_range("top", top, 1, self.engine.core.decoder.config.vocab)
+        self._ready()
+        request = Look(self._cursor, top, hidden, _nothing)
+        await self._perform(request)
+        if request.result is None:
+            raise InputError("the branch was dropped while it was looked at", got=self.id)
+        self.run.note("peek", branch=self.id, position=self._cursor.position)
+        return Next(*request.result)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    async def _extend(
+        self,
+        limit: int,
+        until: Until,
+        keep: bool,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+    ) -> Step:
+        check_range("limit", limit, 1, 2**31 - 1)
+        sampling.check(self.engine.core.decoder.config.vocab)
+        stop_at = _Condition(until, keep)
+        self._ready()
+        budget = self.run.budget
+        wanted = min(limit, self.engine.core.capacity - self._cursor.position)
+        granted = budget.reserve(wanted) if wanted else 0
+        writer = _Writer(self, stop_at, granted, on_text)
+        stop: Stop = "limit" if granted == wanted else "budget"
+        request = None
+        if granted:
+            request = Draw(
+                self._cursor, sampling, writer.draw, _nothing, prompt_end=self._prompt_end
+            )
+            request.expired = lambda: budget.left_seconds <= 0
+            try:
+                await self._perform(request)
+            finally:
+                budget.settle(granted, writer.drawn)
+                self.run.sampled_tokens += writer.drawn
+            if writer.stop is None and writer.drawn < granted:
+                stop = "budget" if self.live else "dead"
+            if writer.error is not None:
+                raise writer.error
+        stop = writer.stop or stop
+        if self.live:
+            writer.close(keep)
+        step = self._step(writer, stop, request, proper=sampling.proper)
+        return self._note_step("extend", step)
+
+    async def _perform(self, request: Request) -> None:
+        request.total = self.run.cost
+        self._pending = request
+        try:
+            await self.engine.perform(request, priority=self._priority, deadline=self._deadline)
+        finally:
+            self._pending = None
+
+    def _alive(self) -> None:
+        if not self.live:
+            raise InputError("the branch was dropped", got=self.id, fix="fork before dropping")
+
+    def _ready(self) -> None:
+        self._alive()
+        if self._pending is not None:
+            raise InputError(
+                "another operation is pending on this branch",
+                got=self.id,
+                fix="await it first, or fork",
+            )
+
+    def _step(
+        self, writer: _Writer, stop: Stop, request: Request | None = None, *, proper: bool = True
+    ) -> Step:
+        results = writer.results
+        logps = tuple(r.logp for r in results)
+        logq = float(sum(r.logq for r in results))
+        usage = Usage(
+            sampled_tokens=writer.drawn,
+            forced_tokens=0 if writer.drawn else len(results),
+            seconds=time.monotonic() - writer.began,
+        )
+        if request is not None:
+            usage += Usage(
+                computed_tokens=request.cost.computed,
+                cached_tokens=request.cost.cached,
+                recomputed_tokens=request.cost.recomputed,
+                passes=request.cost.passes,
+            )
+        return Step(
+            text=writer.text,
+            tokens=tuple(r.token for r in results),
+            start=Mark(self.id, writer.start),
+            end=Mark(self.id, writer.start + len(results)),
+            logps=logps,
+            logq=logq,
+            logw=float(sum(logps)) - logq,
+            entropies=tuple(r.entropy for r in results),
+            stop=stop,
+            proper=proper,
+            usage=usage,
+        )
+
+    def _note_step(self, event: str, step: Step) -> Step:
+        self.last = step
+        self.run.note(
+            event,
+            branch=self.id,
+            start=step.start.position,
+            end=step.end.position,
+            text=step.text,
+            logp=step.logp,
+            logq=step.logq,
+            entropy=float(np.mean(step.entropies)) if step.entropies else 0.0,
+            stop=step.stop,
+        )
+        return step
+
+
+class _Condition:
+    """`until` in one form: where in the text it fires, if it does."""
+
+    def __init__(self, until: Until, keep: bool) -> None:
+        self.test: Callable[[Step], bool] | None = None
+        self.pattern: re.Pattern[str] | None = None
+        self.longest = 0
+        if until is None:
+            return
+        if isinstance(until, re.Pattern):
+            self.pattern = until
+            return
+        if callable(until):
+            if not keep:
+                raise InputError("keep=False needs a text or pattern", fix="cut with fork(at=...)")
+            self.test = until
+            return
+        texts = [until] if isinstance(until, str) else list(until)
+        if not all(isinstance(text, str) and text for text in texts):
+            raise InputError("an empty stop text", got=until, fix="leave it out")
+        self.longest = max(map(len, texts), default=0)
+        if texts:
+            self.pattern = re.compile("|".join(map(re.escape, texts)))
+
+    def find(self, text: str, before: int) -> int | None:
+        """Where it fires in a text of which the first `before` characters were searched already."""
+        if self.pattern is None:
+            return None
+        start = max(0, before - self.longest + 1) if self.longest else 0
+        match = self.pattern.search(text, start)
+        return match.start() if match else None
+
+
+class _Writer:
+    """One step being written: results, text, and whether to stop."""
+
+    def __init__(
+        self,
+        branch: Branch,
+        until: _Condition | None = None,
+        limit: int = 0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self.branch, self.until, self.limit, self.on_text = branch, until, limit, on_text
+        self.start = branch._cursor.position
+        self.results: list[Result] = []
+        self.text = ""
+        self.stop: Stop | None = None
+        self.error: Exception | None = None
+        self.drawn = 0
+        self.began = time.monotonic()
+        self._borders = [0]
+        self._cut: int | None = None
+        self._told = 0
+        self._tokenizer = branch.engine.tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        # The last token may have ended inside a character.
+        for token in branch.tokens[branch._prompt_end :][-4:]:
+            self._utf8.decode(self._tokenizer.token_bytes(token))
+
+    def add(self, result: Result) -> None:
+        """Append one token and the characters it completes."""
+        self.results.append(result)
+        self.text += self._utf8.decode(self._tokenizer.token_bytes(result.token))
+        self._borders.append(len(self.text))
+
+    def draw(self, result: Result) -> bool:
+        """Take a sampled token; returns whether to stop."""
+        before = len(self.text)
+        self.add(result)
+        self.drawn += 1
+        assert self.until is not None
+        self._cut = self.until.find(self.text, before) if len(self.text) > before else None
+        if self._cut is not None:
+            self.stop = "until"
+        elif result.token in self._tokenizer.ends:
+            self.stop = "end"
+        elif self._passes():
+            self.stop = "until"
+        if self.stop is None:
+            self._tell(len(self.text) - max(0, self.until.longest - 1))
+        return self.stop is not None or self.drawn >= self.limit
+
+    def close(self, keep: bool) -> None:
+        """End the step: cut it back if asked to, and tell the rest of the text."""
+        if self._cut is not None and not keep:
+            kept = max(i for i, border in enumerate(self._borders) if border <= self._cut)
+            self.results = self.results[:kept]
+            self.text = self.text[: self._borders[kept]]
+            branch = self.branch
+            branch.engine.core.tree.rewind(branch._cursor, self.start + kept)
+        self._tell(len(self.text))
+
+    def _passes(self) -> bool:
+        """Whether the caller's test stops here; its exception does, and is raised by `extend`."""
+        assert self.until is not None
+        if self.until.test is None:
+            return False
+        try:
+            return bool(self.until.test(self.branch._step(self, "until")))
+        except Exception as error:
+            self.error = error
+            return True
+
+    def _tell(self, end: int) -> None:
+        if self.on_text is not None and end > self._told:
+            self.on_text(self.text[self._told : end])
+            self._told = end
+
+
+def _nothing() -> None:
+    """What a request calls before the engine has given it something to call."""

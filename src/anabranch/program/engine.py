@@ -1,0 +1,209 @@
+"""The asynchronous door to the engine: gathers what programs want and runs passes for them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, cast
+
+from anabranch.backends.philox import derive
+from anabranch.engine.core import EngineCore, Pass
+from anabranch.engine.requests import Request
+from anabranch.errors import AnabranchError, ContextError, InputError, ResourceError, check_range
+
+from anabranch.program.branch import Branch
+from anabranch.program.run import Run
+
+if TYPE_CHECKING:
+    from anabranch.models.tokenizer import Tokenizer
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message] | Sequence[int]
+
+QUIET_TURNS = 4
+"""Turns of the event loop without new work before a pass starts: lets programs that were just
+woken say what they want next, so that they share the pass."""
+
+
+class Engine:
+    """Branches over one model. Its operations are awaited; `LM` is the door for scripts.
+
+    Works with one event loop at a time: while operations are pending, no other loop may use it.
+    """
+
+    def __init__(self, core: EngineCore, tokenizer: Tokenizer) -> None:
+        self.core = core
+        self.tokenizer = tokenizer
+        self.activity = 0
+        self._driver: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="anabranch-pass")
+
+    def open(
+        self,
+        prompt: Prompt,
+        *,
+        seed: int = 0,
+        group: str | None = None,
+        priority: float = 0.0,
+        deadline: float | None = None,
+        scope: str = "",
+        run: Run | None = None,
+    ) -> Branch:
+        """A new branch after a prompt. Nothing is computed yet.
+
+        Args:
+            prompt: text, chat messages (`role`, `content`), or token ids. Text never becomes
+                special tokens.
+            seed: key of the random stream; with the same seed and prompt, the same tokens.
+            group: a name for programs that belong together (kept in the trace).
+            priority: higher runs first.
+            deadline: seconds from now; earlier runs first among equals.
+            scope: prefixes are shared only inside one scope.
+            run: the program it belongs to; default: one of its own, without limits.
+
+        Raises:
+            InputError: empty prompt, tokens outside the vocabulary, seed out of range.
+            ContextError: the prompt does not fit.
+        """
+        check_range("seed", seed, 0, 2**64 - 1)
+        tokens = self._tokens(prompt)
+        if not tokens:
+            raise InputError("the prompt is empty", fix="give at least one token of text")
+        if len(tokens) >= self.core.capacity:
+            raise ContextError(
+                "the prompt does not fit",
+                got=f"{len(tokens)} tokens",
+                allowed=f"at most {self.core.capacity - 1}",
+                fix="shorten it, or give the engine more kv_memory if that is the limit",
+            )
+        run = run or Run(seed=seed)
+        granted = run.budget.reserve(len(tokens))
+        if granted < len(tokens):
+            run.budget.settle(granted, 0)
+            raise InputError(
+                "the budget does not cover the prompt",
+                got=f"{granted} tokens left",
+                allowed=f"at least {len(tokens)}",
+            )
+        run.budget.settle(granted, granted)
+        cursor, held = self.core.tree.open(scope, derive(seed, 0), tokens)
+        run.prompt_tokens += len(tokens)
+        run.cost.cached += held
+        when = math.inf if deadline is None else time.monotonic() + deadline
+        branch = Branch(self, run, cursor, str(next(run.roots)), priority=priority, deadline=when)
+        run.note(
+            "open",
+            branch=branch.id,
+            position=len(tokens),
+            text=self.text_of(tokens),
+            seed=seed,
+            group=group,
+        )
+        return branch
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones left out, incomplete characters as U+FFFD."""
+        return b"".join(map(self.tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def encode(self, content: str | Sequence[int]) -> list[int]:
+        """Text to token ids; ids are checked and passed on.
+
+        Raises:
+            InputError: not text, or an id outside the vocabulary.
+        """
+        if isinstance(content, str):
+            return self.tokenizer.encode(content)
+        vocab = self.core.decoder.config.vocab
+        for token in content:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise InputError("a token id is not an integer", got=token)
+            check_range("token id", token, 0, vocab - 1)
+        return list(content)
+
+    def close(self) -> None:
+        """Stop the worker thread. Branches still open become unusable."""
+        self._worker.shutdown()
+
+    # ---- passes --------------------------------------------------------------------------------
+
+    async def perform(self, request: Request, *, priority: float, deadline: float) -> None:
+        """Run one request to its end.
+
+        Raises:
+            AnabranchError: the request failed.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        request.finish = lambda: None if done.done() else done.set_result(None)
+        self._attach(loop)
+        self.core.submit(request, priority=priority, deadline=deadline)
+        self.activity += 1
+        if self._driver is None or self._driver.done():
+            self._driver = loop.create_task(self._drive(), name="anabranch passes")
+        try:
+            await done
+        finally:
+            self.core.cancel(request)
+        if request.error is not None:
+            raise request.error
+
+    def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            busy = self._driver is not None and not self._driver.done()
+            if busy and self._loop is not None and not self._loop.is_closed():
+                raise InputError(
+                    "the engine is busy in another event loop",
+                    fix="use one event loop, or load a second engine",
+                )
+            self._loop, self._driver = loop, None
+
+    async def _drive(self) -> None:
+        """Run passes while anything waits."""
+        await self._settle()
+        while (work := self.core.prepare()) is not None:
+            waiting = len(self.core.requests)
+            computed = self._worker.submit(self.core.compute, work)
+            try:
+                await asyncio.wrap_future(computed)
+            except BaseException as error:
+                self._abandon(work, computed, error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                self.core.commit(work)
+            if len(self.core.requests) < waiting:
+                await self._settle()
+            else:
+                await asyncio.sleep(0)
+
+    def _abandon(self, work: Pass, computed: Future[None], error: BaseException) -> None:
+        if not computed.cancel() and not computed.done():
+            # The pages it writes must not be handed out before it has ended.
+            computed.exception()
+        if isinstance(error, AnabranchError):
+            reason = error
+        elif isinstance(error, MemoryError):
+            reason = ResourceError("not enough memory for a pass", fix="lower max_rows")
+        else:
+            reason = AnabranchError("a pass failed", got=f"{type(error).__name__}: {error}")
+            reason.__cause__ = error
+        self.core.fail(work, reason)
+
+    async def _settle(self) -> None:
+        quiet = 0
+        while quiet < QUIET_TURNS:
+            seen = self.activity
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if seen == self.activity else 0
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.prompt(prompt) if prompt else []
+        first = next(iter(prompt), None)
+        if isinstance(first, Mapping):
+            return self.tokenizer.chat(cast("Sequence[Message]", prompt))
+        return self.encode(cast("Sequence[int]", prompt))

@@ -1,0 +1,68 @@
+"""What one program has to spend, what it has used, and where it is written down."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from anabranch.engine.requests import Cost
+from anabranch.program.budget import Budget
+from anabranch.program.types import Usage
+
+if TYPE_CHECKING:
+    from anabranch.program.branch import Branch
+
+
+class Log(Protocol):
+    """Where events go: a `Trace`, or nothing."""
+
+    def note(self, event: str, **fields: object) -> None:
+        """Record one event."""
+        ...
+
+
+class Run:
+    """One program under way: every branch it opens or forks belongs to it.
+
+    Attributes:
+        live: its branches that have not been dropped.
+        cost: rows and passes so far.
+    """
+
+    def __init__(
+        self, *, seed: int = 0, budget: Budget | None = None, trace: Log | None = None
+    ) -> None:
+        self.seed = seed
+        self.budget = budget or Budget()
+        self.budget.start()
+        self.trace = trace
+        self.live: set[Branch] = set()
+        self.cost = Cost()
+        self.prompt_tokens = self.sampled_tokens = self.forced_tokens = 0
+        self.roots = itertools.count()
+        self._began = time.monotonic()
+
+    @property
+    def usage(self) -> Usage:
+        """Totals so far; `kept_tokens` is known only to who chooses the answer."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            sampled_tokens=self.sampled_tokens,
+            forced_tokens=self.forced_tokens,
+            computed_tokens=self.cost.computed,
+            cached_tokens=self.cost.cached,
+            recomputed_tokens=self.cost.recomputed,
+            passes=self.cost.passes,
+            seconds=time.monotonic() - self._began,
+        )
+
+    def note(self, event: str, **fields: object) -> None:
+        """Record one event, if anybody listens."""
+        if self.trace is not None:
+            self.trace.note(event, **fields)
+
+    def drop_all(self, reason: str = "") -> None:
+        """Drop every branch that is still alive."""
+        for branch in list(self.live):
+            branch.drop(reason)

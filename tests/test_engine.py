@@ -1,0 +1,321 @@
+"""The laws of the engine over random programs: same bits, whatever else happens.
+
+A program is a random history of forks, extensions, forced tokens and drops. What its branches draw,
+and every log-probability, must not depend on chunking, on memory and preemption, on the cache, on
+threads, or on other programs that run beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anabranch.errors import InputError, ModelError, ResourceError
+from anabranch.program.budget import Budget
+from anabranch.program.engine import Engine
+from anabranch.program.run import Run
+from anabranch.program.types import Step
+from tests.engines import make_engine, run
+
+FAMILIES = ["llama", "gemma3"]
+PROMPT = "The river divides above the island, and below it the waters meet again."
+
+ROUND = st.lists(
+    st.tuples(
+        st.sampled_from(["extend", "extend", "extend", "fork", "force", "back", "drop"]),
+        st.integers(0, 10**6),
+        st.integers(1, 9),
+    ),
+    min_size=1,
+    max_size=5,
+)
+PROGRAM = st.lists(ROUND, min_size=1, max_size=5)
+
+
+async def play(engine: Engine, program: list, seed: int, prompt: str = PROMPT) -> dict[str, Any]:
+    """Run a random history; returns every step by branch and order, and every path."""
+    record: dict[str, Any] = {}
+    root = engine.open(prompt, seed=seed)
+    live = root.fork(3)
+    for number, operations in enumerate(program):
+        work = []
+        busy = set()
+        for name, who, size in operations:
+            if not live:
+                break
+            branch = live[who % len(live)]
+            if name == "fork":
+                live.extend(branch.fork(1 + size % 3))
+            elif name == "back":
+                mark = type(branch.mark)(branch.id, max(1, branch.mark.position - size))
+                live.append(branch.fork(at=mark))
+            elif branch.id in busy:
+                continue
+            elif name == "drop":
+                live.remove(branch)
+                branch.drop()
+            else:
+                busy.add(branch.id)
+                if name == "extend":
+                    temperature = (0.0, 0.7, 1.3)[size % 3]
+                    call = branch.extend(3 * size, temperature=temperature, top_p=0.9)
+                else:
+                    call = branch.force("abcabcabc"[:size])
+                work.append((branch, call))
+        steps = await asyncio.gather(*(call for _, call in work))
+        for (branch, _), step in zip(work, steps, strict=True):
+            record[f"{number}:{branch.id}"] = evidence(step)
+    record |= {f"path:{branch.id}": branch.tokens for branch in live}
+    for branch in [*live, root]:
+        branch.drop()
+    return record
+
+
+def evidence(step: Step) -> tuple[Any, ...]:
+    return step.tokens, step.logps, step.logq, step.entropies, step.text, step.stop
+
+
+async def beside(engine: Engine, program: list, seed: int) -> dict[str, Any]:
+    """The same program, with four others that share some of its prefixes running beside it."""
+    other = [[("extend", k, 5), ("fork", k, 2), ("extend", k + 1, 7)] for k in range(3)]
+    results = await asyncio.gather(
+        play(engine, other, 77),
+        play(engine, program, seed),
+        play(engine, other, 78, PROMPT[:40] + "!"),
+        play(engine, other, 79, "Something else"),
+        play(engine, program[:2], seed + 1),
+    )
+    return results[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(program=PROGRAM, seed=st.integers(0, 2**64 - 1))
+@settings(max_examples=25)
+def test_same_bits_whatever_happens(family: str, program: list, seed: int) -> None:
+    alone = run(make := make_engine(family, "native"), play(make, program, seed))
+    variants = {
+        "again, from a warm cache": (make, play),
+        "in chunks of 3 rows": (make_engine(family, "native", max_rows=3), play),
+        "on 2 threads": (make_engine(family, "native", threads=2), play),
+        "beside others": (make_engine(family, "native"), beside),
+        "with hardly any memory": (make_engine(family, "native", pages=24), beside),
+    }
+    for name, (engine, how) in variants.items():
+        assert run(engine, how(engine, program, seed)) == alone, name
+
+
+@given(program=PROGRAM, seed=st.integers(0, 2**32))
+@settings(max_examples=25)
+def test_forks_equal_computing_from_scratch(program: list, seed: int) -> None:
+    engine = make_engine("llama", "native")
+    record = run(engine, play(engine, program, seed))
+
+    async def score(tokens: list[int], count: int) -> Step:
+        fresh = make_engine("llama", "native", max_rows=7)
+        branch = fresh.open(tokens[:-count])
+        return await branch.force(tokens[-count:])
+
+    for name, path in record.items():
+        if not name.startswith("path:"):
+            continue
+        mine = [v for k, v in record.items() if k.split(":")[1] == name[5:] and k[:4] != "path"]
+        if mine and mine[-1][0]:
+            tokens, logps, _, entropies = mine[-1][:4]
+            scratch = asyncio.run(score(path, len(tokens)))
+            assert (scratch.tokens, scratch.logps, scratch.entropies) == (tokens, logps, entropies)
+
+
+@given(program=PROGRAM, seed=st.integers(0, 2**32))
+@settings(max_examples=25)
+def test_dropping_every_branch_makes_every_page_reclaimable(program: list, seed: int) -> None:
+    engine = make_engine("llama", "native", pages=64)
+    run(engine, play(engine, program, seed))
+    tree = engine.core.tree
+    assert all(node.pins == 0 for node in tree.nodes())
+
+    async def fill() -> None:
+        branch = engine.open([7] * (engine.core.capacity - 1), scope="other")
+        await branch.extend(1)
+        branch.drop()
+
+    run(engine, fill())
+    assert tree.pool.free == 0
+    assert engine.core.stats.preempted_nodes == 0
+
+
+def test_the_prompt_is_computed_once() -> None:
+    engine = make_engine("llama", "native")
+
+    async def program() -> Run:
+        root = engine.open(PROMPT)
+        steps = await asyncio.gather(*(b.extend(8) for b in root.fork(16)))
+        assert sum(len(s.tokens) for s in steps) == root.run.sampled_tokens
+        return root.run
+
+    usage = run(engine, program()).usage
+    length = len(PROMPT.encode())
+    assert usage.prompt_tokens == length
+    assert usage.recomputed_tokens == 0
+    # The last token of each branch is never fed back.
+    assert usage.computed_tokens + usage.cached_tokens <= length + 16 * 8
+    assert usage.computed_tokens >= length
+
+
+def test_requests_that_arrive_together_share_their_prefix() -> None:
+    engine = make_engine("llama", "native", max_rows=16)
+
+    async def program() -> list[int]:
+        roots = [engine.open(PROMPT + str(k), seed=k) for k in range(5)]
+        await asyncio.gather(*(root.extend(1) for root in roots))
+        return [root.run.usage.computed_tokens for root in roots]
+
+    assert sum(run(engine, program())) == len(PROMPT.encode()) + 5
+
+
+def test_greedy_twins_cost_one() -> None:
+    engine = make_engine("llama", "native")
+
+    async def program() -> tuple[set[tuple[int, ...]], int]:
+        root = engine.open(PROMPT)
+        steps = await asyncio.gather(*(b.extend(20, temperature=0) for b in root.fork(16)))
+        return {s.tokens for s in steps}, root.run.usage.computed_tokens
+
+    texts, computed = run(engine, program())
+    assert len(texts) == 1
+    assert computed == len(PROMPT.encode()) + 19
+
+
+def test_preemption_happens_and_is_counted() -> None:
+    engine = make_engine("llama", "native", pages=16)
+
+    async def program() -> list[tuple[int, ...]]:
+        branches = [engine.open(f"{k} {PROMPT}", seed=k) for k in range(4)]
+        return [s.tokens for s in await asyncio.gather(*(b.extend(60) for b in branches))]
+
+    tight = run(engine, program())
+    assert engine.core.stats.preempted_nodes > 0
+    engine = make_engine("llama", "native")
+    assert run(engine, program()) == tight
+    assert engine.core.stats.preempted_nodes == 0
+
+
+def test_a_branch_that_does_not_fit_fails_alone() -> None:
+    engine = make_engine("llama", "native", pages=8)
+
+    async def program() -> list[Any]:
+        small = engine.open("abc")
+        large = engine.open("x" * 100)
+        for _ in range(8):  # each fork in mid-page copies a page, all stay pinned
+            large = large.fork()
+            await large.force("yz")
+            large.fork(), await large.fork().force("k")
+        return await asyncio.gather(small.extend(5), large.extend(60), return_exceptions=True)
+
+    fine, failed = run(engine, program())
+    assert isinstance(fine, Step)
+    assert len(fine.tokens) == 5
+    assert isinstance(failed, Step | ResourceError)
+
+
+def test_short_forks_do_not_leak() -> None:
+    engine = make_engine("llama", "native", pages=32)
+
+    async def program() -> int:
+        root = engine.open(PROMPT)
+        for k in range(3000):
+            child = root.fork()
+            if k % 10 == 0:
+                await child.extend(2)
+            child.drop()
+        return sum(1 for _ in engine.core.tree.nodes())
+
+    nodes = run(engine, program())
+    assert nodes <= 2 * 32 + 2
+
+
+def test_cancel_frees_its_own_branches_only() -> None:
+    engine = make_engine("llama", "native")
+
+    async def program() -> tuple[Step, int, int]:
+        kept, dropped = engine.open(PROMPT, seed=1), engine.open(PROMPT + "?", seed=2)
+        other = asyncio.create_task(kept.extend(40))
+        doomed = asyncio.create_task(dropped.extend(4000))
+        await asyncio.sleep(0.02)
+        doomed.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await doomed
+        charged = dropped.run.budget.spent_tokens
+        written = len(dropped.tokens)
+        dropped.drop()
+        return await other, charged, written
+
+    step, charged, written = run(engine, program())
+    assert charged == written
+    alone = make_engine("llama", "native")
+
+    async def same() -> Step:
+        return await alone.open(PROMPT, seed=1).extend(40)
+
+    assert evidence(run(alone, same())) == evidence(step)
+
+
+def test_budgets_cannot_be_overspent() -> None:
+    engine = make_engine("llama", "native")
+
+    async def program(tokens: int) -> tuple[Run, list[Step]]:
+        work = Run(budget=Budget(tokens))
+        root = engine.open("abc", run=work)
+        steps = await asyncio.gather(*(b.extend(10) for b in root.fork(5)))
+        work.drop_all()
+        return work, list(steps)
+
+    work, steps = run(engine, program(30))
+    assert work.budget.spent_tokens == 30
+    assert [len(s.tokens) for s in steps] == [10, 10, 7, 0, 0]
+    assert [s.stop for s in steps] == ["limit", "limit", "budget", "budget", "budget"]
+    assert work.usage.computed_tokens <= 30
+    with pytest.raises(InputError, match="budget does not cover"):
+        run(engine, program(2))
+
+
+def test_poisoned_rows_fail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine("llama", "native")
+    honest = engine.core.decoder.logits
+
+    def poisoned(hidden: Any, rows: Any) -> Any:
+        logits = honest(hidden, rows)
+        if len(rows) > 1:
+            logits[0] = float("nan")
+        return logits
+
+    async def program() -> list[Any]:
+        branches = [engine.open("abc"), engine.open("xyz")]
+        return await asyncio.gather(*(b.extend(3) for b in branches), return_exceptions=True)
+
+    monkeypatch.setattr(engine.core.decoder, "logits", poisoned)
+    outcomes = run(engine, program())
+    assert sorted(type(o).__name__ for o in outcomes) == ["ModelError", "Step"]
+    assert issubclass(ModelError, Exception)
+
+
+def test_a_pass_that_fails_fails_its_requests_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine("llama", "native")
+
+    def broken(*_: Any) -> Any:
+        raise MemoryError
+
+    async def program() -> Step:
+        branch = engine.open(PROMPT)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.core.decoder, "run", broken)
+            with pytest.raises(ResourceError, match="memory"):
+                await branch.extend(3)
+        return await branch.extend(3)
+
+    assert len(run(engine, program()).tokens) == 3
