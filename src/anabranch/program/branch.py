@@ -208,6 +208,7 @@ class Branch:
         """`extend`, piece by piece: complete characters as they come. `last` holds the step after.
 
         With texts in `until` and `keep=False`, what may become one of them is held back.
+        Who leaves the loop early closes the iterator (`contextlib.aclosing`) to cancel the rest.
         """
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         work = asyncio.ensure_future(
