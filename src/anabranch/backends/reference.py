@@ -8,7 +8,7 @@ checked as the native backend checks them; a wrong shape or range raises ValueEr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,55 +32,35 @@ from anabranch.backends.base import (
 )
 from anabranch.backends.philox import philox
 
+I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class DenseLinear:
     """A stack of matrices as one float32 matrix `[outputs, inputs]`, with its bias or None."""
 
-    weight: F32
-    bias: F32 | None
-
-    @property
-    def outputs(self) -> int:
-        return self.weight.shape[0]
-
-    @property
-    def inputs(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+    def __init__(self, weight: F32, bias: F32 | None) -> None:
+        self.weight, self.bias = weight, bias
+        self.outputs, self.inputs = weight.shape
+        self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
 
 
-@dataclass(frozen=True)
 class ArrayCache:
     """Keys and values, each `[pages, layers, kv_heads, slots, dim]`."""
 
-    keys: F32
-    values: F32
-
-    @property
-    def pages(self) -> int:
-        return self.keys.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+    def __init__(self, shape: CacheShape, pages: int) -> None:
+        axes = (pages, shape.layers, shape.kv_heads, PAGE_SLOTS, shape.dim)
+        self.keys, self.values = np.zeros(axes, np.float32), np.zeros(axes, np.float32)
+        self.pages = pages
+        self.nbytes = self.keys.nbytes + self.values.nbytes
 
 
-@dataclass(frozen=True)
 class CheckedBatch:
-    """A batch that fits a cache of `pages` pages. Nothing is grouped: each sequence is on its own."""
+    """A batch that fits a cache of `pages` pages, ungrouped: each sequence is on its own."""
 
-    batch: Batch
-    pages: int
-
-    @property
-    def rows(self) -> int:
-        return len(self.batch.tokens)
+    def __init__(self, batch: Batch, pages: int) -> None:
+        self.batch, self.pages, self.rows = batch, pages, len(batch.tokens)
 
     def sequences(self) -> Iterator[tuple[slice, I32]]:
         """Each sequence's rows and its page table."""
@@ -102,7 +82,7 @@ class ReferenceBackend:
         inputs = dense[0].shape[1]
         for matrix in dense:
             _require(matrix.shape[1] == inputs, f"inputs differ: {matrix.shape[1]} and {inputs}")
-        weight = np.concatenate(dense)
+        weight = np.concatenate(dense) if len(dense) > 1 else dense[0]
         if bias is not None:
             _floats("bias", bias, len(weight))
         return DenseLinear(weight, bias)
@@ -112,8 +92,7 @@ class ReferenceBackend:
         _require(min(shape.layers, shape.kv_heads, shape.dim) >= 1, f"empty cache shape {shape}")
         _require(pages >= 1, f"a cache needs at least 1 page, got {pages}")
         _require(shape.dim % 2 == 0, f"dim must be even, got {shape.dim}")
-        axes = (pages, shape.layers, shape.kv_heads, PAGE_SLOTS, shape.dim)
-        return ArrayCache(np.zeros(axes, np.float32), np.zeros(axes, np.float32))
+        return ArrayCache(shape, pages)
 
     def plan(self, batch: Batch, cache: Cache) -> CheckedBatch:
         """Check; group nothing."""
@@ -230,9 +209,9 @@ class ReferenceBackend:
         _check_draws(logits, draws)
         count = len(draws.row)
         drawn = Drawn(np.zeros(count, np.int32), *np.zeros((3, count), np.float32))
-        for i in range(count):
-            z = logits[draws.row[i]].astype(np.float64)
-            model = _log_softmax(z, int(draws.row[i]))
+        for i, row in enumerate(draws.row):
+            z = logits[row].astype(np.float64)
+            model = _log_softmax(z, row)
             token, logq = int(draws.given[i]), 0.0
             if token < 0:
                 token, logq = _draw(z, draws, i)
@@ -243,21 +222,25 @@ class ReferenceBackend:
 
 
 def uniform(key: int, position: int) -> float:
-    """The random number of a stream at a position, in (0, 1): the first Philox word's top 24 bits."""
+    """The random number of a stream at a position, in (0, 1): 24 bits of the first Philox word."""
     return ((philox(key, (position, 0, 0, 0))[0] >> 8) + 0.5) / 2**24
 
 
 def _rms_norm(x: F32, norm: Norm) -> F32:
     _floats("norm weight", norm.weight, x.shape[-1])
     mean = np.mean(x * x, axis=-1, keepdims=True)
-    return x / np.sqrt(mean + np.float32(norm.eps)) * norm.weight
+    normed: F32 = x / np.sqrt(mean + np.float32(norm.eps)) * norm.weight
+    return normed
 
 
 def _activate(x: F32, activation: Activation) -> F32:
     if activation == "silu":
-        return x * (0.5 + 0.5 * np.tanh(0.5 * x))  # x * sigmoid(x), without overflow
-    _require(activation == "gelu_tanh", f"unknown activation {activation!r}")
-    return 0.5 * x * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + 0.044715 * x * x * x)))
+        shape: F32 = 0.5 * x  # sigmoid(x) = (1 + tanh(x / 2)) / 2, which cannot overflow
+    else:
+        _require(activation == "gelu_tanh", f"unknown activation {activation!r}")
+        shape = (2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)
+    activated: F32 = 0.5 * x * (1 + np.tanh(shape))
+    return activated
 
 
 def _rotate(x: F32, rope: Rope, positions: I32) -> F32:
@@ -268,15 +251,18 @@ def _rotate(x: F32, rope: Rope, positions: I32) -> F32:
 
 
 def _softmax(scores: F32) -> F32:
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    weights: F32 = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
 
 
-def _log_softmax(z: F64, row: int) -> F64:
+def _log_softmax(z: F64, row: int, temperature: float = 1.0) -> F64:
     top = z.max()
-    if not np.isfinite(top):  # NaN, an infinity, or nothing but -inf
-        raise ValueError(f"logits row {row} has no finite maximum: its largest value is {top}")
-    return z - (top + np.log(np.sum(np.exp(z - top))))
+    if not np.isfinite(top):  # NaN, +inf, or nothing but -inf
+        raise ValueError(f"logits row {row} has no finite maximum, but {top}")
+    scaled: F64 = (z - top) / temperature
+    scaled -= np.log(np.sum(np.exp(scaled)))
+    return scaled
 
 
 def _draw(z: F64, draws: Draws, i: int) -> tuple[int, float]:
@@ -286,23 +272,25 @@ def _draw(z: F64, draws: Draws, i: int) -> tuple[int, float]:
         z[token] = z[token] / scale if z[token] > 0 else z[token] * scale
         z[token] += draws.edit_shift[e]
     temperature = float(draws.temperature[i])
+    p = np.exp(_log_softmax(z, draws.row[i], temperature or 1.0))
     if temperature == 0:
-        _log_softmax(z, int(draws.row[i]))
         return int(z.argmax()), 0.0
-    p = np.exp(_log_softmax((z - z.max()) / temperature, int(draws.row[i])))
-
-    top_k, top_p, min_p = int(draws.top_k[i]), float(draws.top_p[i]), float(draws.min_p[i])
-    order = np.arange(len(p))
-    if top_k or top_p < 1 or min_p:
-        order = np.argsort(-p, kind="stable")  # probability descending, id ascending
-        order = order[: top_k or None]
-        mass = np.cumsum(p[order])
-        order = order[(mass - p[order]) < top_p * mass[-1]] if top_p < 1 else order
-        order = order[p[order] >= min_p * p[order[0]]]
+    order = _kept(p, int(draws.top_k[i]), float(draws.top_p[i]), float(draws.min_p[i]))
     mass = np.cumsum(p[order])
     u = uniform(int(draws.key[i]), int(draws.position[i])) * mass[-1]
     chosen = int(order[np.searchsorted(mass, u, side="right")])
     return chosen, float(np.log(p[chosen] / mass[-1]))
+
+
+def _kept(p: F64, top_k: int, top_p: float, min_p: float) -> I64:
+    """Tokens that survive truncation, likeliest first; all of them in id order if none is asked."""
+    if not top_k and top_p == 1 and not min_p:
+        return np.arange(len(p))
+    order: I64 = np.argsort(-p, kind="stable")[: top_k or None]
+    mass = np.cumsum(p[order])
+    order = order[: 1 + np.searchsorted(mass[:-1], top_p * mass[-1])]
+    likely: I64 = order[p[order] >= min_p * p[order[0]]]
+    return likely
 
 
 def _dense(part: Weight) -> F32:
@@ -374,11 +362,9 @@ def _check_draws(logits: F32, draws: Draws) -> None:
     _within("min_p", draws.min_p, count, 0, 1)
     _starts("edit_starts", draws.edit_starts, edits, count + 1)
     _integers("edit_token", draws.edit_token, 0, vocab)
-    _within("edit_scale", draws.edit_scale, edits, np.finfo(np.float32).tiny, np.inf)
+    _within("edit_scale", draws.edit_scale, edits, float(np.finfo(np.float32).tiny), np.inf)
     _floats("edit_shift", draws.edit_shift, edits)
-    _require(not np.any(np.isnan(draws.edit_shift)), "edit_shift is NaN")
-    for row in np.unique(draws.row):
-        _require(not np.any(np.isnan(logits[row])), f"logits row {row} holds NaN")
+    _require(bool(np.all(draws.edit_shift < np.inf)), "edit_shift must be less than infinity")
 
 
 def _require(condition: bool, fault: str) -> None:
@@ -386,7 +372,7 @@ def _require(condition: bool, fault: str) -> None:
         raise ValueError(fault)
 
 
-def _own[T](value: object, kind: type[T]) -> T:
+def _own(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} was not made by the reference backend")
     return value
@@ -394,9 +380,7 @@ def _own[T](value: object, kind: type[T]) -> T:
 
 def _floats(name: str, x: F32, *axes: int) -> None:
     """Require float32 with the given axes; -1 admits any length."""
-    fits = x.ndim == len(axes) and all(
-        a in (-1, b) for a, b in zip(axes, x.shape, strict=True)
-    )
+    fits = x.ndim == len(axes) and all(a in (-1, b) for a, b in zip(axes, x.shape, strict=True))
     if not fits or x.dtype != np.float32:
         want = "[" + ", ".join("any" if a < 0 else str(a) for a in axes) + "]"
         raise ValueError(f"{name} must be float32 {want}, got {x.dtype} {list(x.shape)}")
@@ -413,7 +397,9 @@ def _integers(name: str, x: I32, low: int, end: int | None = None, size: int = -
 def _within(name: str, x: F32, size: int, low: float, high: float) -> None:
     _floats(name, x, size)
     good = (x >= low) & (x <= high) & np.isfinite(x)
-    _require(bool(np.all(good)), f"{name} must be in [{low}, {high}] and finite, got {x[~good][:1]}")
+    _require(
+        bool(np.all(good)), f"{name} must be in [{low}, {high}] and finite, got {x[~good][:1]}"
+    )
 
 
 def _starts(name: str, starts: I32, end: int, size: int = -1) -> None:

@@ -65,7 +65,7 @@ async def score(
     Args:
         norm: "sum" compares whole texts, "mean" their average token.
         prior: a branch that lacks the question: what the options are worth there is subtracted
-            (Holtzman et al. 2021, domain-conditional PMI, section 3).
+            (domain-conditional PMI, Holtzman et al. 2021).
 
     Returns:
         One score per option; all minus infinity when the budget does not cover every option, since
@@ -290,14 +290,12 @@ def _softmax(scores: Sequence[float]) -> list[float]:
 def _parting(branches: Sequence[Branch]) -> Mark:
     """The last place that all branches have in common."""
     lines = [_line(branch) for branch in branches]
-    shared = {name: position for name, position in lines[0]}
+    shared = dict(lines[0])
     for line in lines[1:]:
         found = dict(line)
         shared = {n: min(p, found[n]) for n, p in shared.items() if n in found}
     if not shared:
-        raise InputError(
-            "the branches share no ancestor", got=[branch.id for branch in branches]
-        )
+        raise InputError("the branches share no ancestor", got=[branch.id for branch in branches])
     return max((Mark(name, position) for name, position in shared.items()), key=_depth)
 
 

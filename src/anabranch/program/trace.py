@@ -14,7 +14,7 @@ the web page, exporters) read this log and nothing else.
     choose   branch, choice
     join     branch, parents
     thought  branch, answer, tokens, logp, done
-    answer   branch, answer, confidence, kept, notes
+    answer   answer, confidence, kept (branches that lead to it), notes
 
 Other events may occur: readers pass over them.
 """
@@ -212,6 +212,8 @@ class TraceTree:
         kind = _get(event, "event", str)
         if kind in ("open", "fork"):
             self._add_branch(event, kind)
+        elif kind == "answer":
+            self._answered(event)
         elif kind in _READERS:
             _READERS[kind](self, self._branch(_get(event, "branch", str)), event)
 
@@ -261,7 +263,7 @@ class TraceTree:
         answer = event.get("answer")
         branch.answer = None if answer is None else _text(answer)
 
-    def _answered(self, branch: TracedBranch, event: Event) -> None:
+    def _answered(self, event: Event) -> None:
         self.answer, self.confidence = _get(event, "answer", str), _number(event, "confidence")
         self.notes = tuple(map(_text, _get(event, "notes", list)))
         for name in _get(event, "kept", list):
@@ -278,7 +280,6 @@ _READERS: Mapping[str, Callable[[TraceTree, TracedBranch, Event], None]] = {
     "score": TraceTree._scored,
     "join": TraceTree._joined,
     "thought": TraceTree._judged,
-    "answer": TraceTree._answered,
 }
 
 
@@ -345,7 +346,9 @@ def _header(record: Event) -> Event:
     if record.get("trace") != "anabranch":
         raise ValueError("not the header of an Anabranch trace")
     if record.get("format") != FORMAT:
-        raise ValueError(f"format {str(record.get('format'))[:20]}, but this version reads {FORMAT}")
+        raise ValueError(
+            f"format {str(record.get('format'))[:20]}, but this version reads {FORMAT}"
+        )
     for key in ("model", "strategy", "version", "fingerprint"):
         _get(record, key, str)
     _count(record, "seed")

@@ -1,0 +1,304 @@
+#include "backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+namespace anabranch {
+namespace {
+
+using std::to_string;
+
+void require(bool good, const char* name, int64_t got, const std::string& expected) {
+  if (!good)
+    throw std::invalid_argument(std::string(name) + ": got " + to_string(got) + ", expected " +
+                                expected);
+}
+
+void require_equal(const char* name, int64_t got, int64_t expected) {
+  require(got == expected, name, got, to_string(expected));
+}
+
+void require_index(const char* name, int64_t got, int64_t end) {
+  if (got < 0 || got >= end)
+    throw std::out_of_range(std::string(name) + ": got " + to_string(got) +
+                            ", expected an index in [0, " + to_string(end) + ")");
+}
+
+void check_norm(const char* name, const std::optional<Norm>& norm, int64_t size) {
+  if (norm) require_equal(name, norm->weight.size, size);
+}
+
+const float* weight_of(const std::optional<Norm>& norm) {
+  return norm ? norm->weight.data : nullptr;
+}
+
+float eps_of(const std::optional<Norm>& norm) { return norm ? norm->eps : 0.0f; }
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Choice {
+  const Kernels* kernels;
+  bool present;
+};
+
+std::vector<Choice> choices() {
+  return {
+#ifdef ANABRANCH_X86
+      {&avx512::kKernels,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni")},
+      {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+      {&portable::kKernels, true},
+  };
+}
+
+const Kernels& choose(const std::string& isa) {
+  std::string known;
+  for (const Choice& choice : choices()) {
+    if (!choice.present) continue;
+    if (isa.empty() || isa == choice.kernels->isa) return *choice.kernels;
+    known += (known.empty() ? "" : ", ") + std::string(choice.kernels->isa);
+  }
+  throw std::invalid_argument("isa: got " + isa + ", expected one that this processor has: " + known);
+}
+
+// Queries that walk the pages together: enough to use each key many times, few enough that their
+// state stays in the second-level cache.
+constexpr int64_t kQueryBlock = 48;
+
+}  // namespace
+
+Cache::Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages)
+    : layers(layers), kv_heads(kv_heads), dim(dim), pages(pages) {
+  constexpr int64_t kMost = int64_t{1} << 20;
+  require(layers >= 1 && layers <= kMost, "layers", layers, "a count from 1");
+  require(kv_heads >= 1 && kv_heads <= kMost, "kv_heads", kv_heads, "a count from 1");
+  require(dim >= 2 && dim <= kMost && dim % 2 == 0, "dim", dim, "an even number from 2");
+  const int64_t most_pages = std::numeric_limits<int32_t>::max() / kSlots;  // slots are int32
+  require(pages >= 1 && pages <= most_pages, "pages", pages, "1.." + to_string(most_pages));
+  dim_padded = divide_up(dim, kTile) * kTile;
+  layer_floats = kv_heads * (dim + dim_padded) * kSlots;
+  if (static_cast<double>(page_floats()) * static_cast<double>(pages) * sizeof(float) > 0x1p60)
+    throw std::bad_alloc();
+  memory_ = Memory(static_cast<size_t>(page_floats() * pages) * sizeof(float));
+  nbytes = static_cast<int64_t>(memory_.bytes());
+}
+
+Backend::Backend(int threads, const std::string& isa) : kernels_(choose(isa)) {
+  require(threads >= 1 && threads <= 4096, "threads", threads, "1..4096");
+  pool_ = std::make_unique<Pool>(threads);
+  drawers_.resize(threads);
+}
+
+Backend::~Backend() {
+  if (pool_ && pool_->orphaned()) (void)pool_.release();
+}
+
+std::vector<std::string> Backend::isas() {
+  std::vector<std::string> names;
+  for (const Choice& choice : choices())
+    if (choice.present) names.emplace_back(choice.kernels->isa);
+  return names;
+}
+
+std::unique_ptr<Linear> Backend::pack(const std::vector<Matrix>& matrices, const float* bias) {
+  std::lock_guard lock(mutex_);
+  return std::make_unique<Linear>(matrices, bias, *pool_);
+}
+
+void Backend::embed(const Linear& table, Vector<const int32_t> tokens, float scale,
+                    Rows<float> out) {
+  require_equal("out rows", out.rows, tokens.size);
+  require_equal("out columns", out.columns, table.inputs);
+  for (int64_t r = 0; r < tokens.size; ++r) require_index("token", tokens.data[r], table.outputs);
+  std::lock_guard lock(mutex_);
+  pool_->run(out.rows, [&](int64_t r, int) {
+    table.row(tokens.data[r], scale, out.data + r * out.columns);
+  });
+}
+
+void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
+                     const LinearOptions& options) {
+  const bool gated = options.activation != Activation::none;
+  require_equal("x columns", x.columns, weight.inputs);
+  require_equal("out rows", out.rows, x.rows);
+  require(!gated || weight.outputs % 2 == 0, "outputs of gate and up", weight.outputs, "an even number");
+  const int64_t outputs = gated ? weight.outputs / 2 : weight.outputs;
+  require_equal("out columns", out.columns, outputs);
+  check_norm("norm weight", options.norm, weight.inputs);
+  check_norm("post_norm weight", options.post_norm, outputs);
+  const int64_t gate_tiles = gated ? weight.gate_tiles() : 0;
+  require(gate_tiles >= 0, "outputs of the gate", outputs,
+          "a multiple of 16, or gate and up packed as two parts");
+  if (x.rows == 0) return;
+
+  std::lock_guard lock(mutex_);
+  const int64_t rows = x.rows, groups = weight.groups;
+  auto* quantized = quantized_.get<Group>(rows * groups);
+  const auto quantize = [&](int64_t r) {
+    kernels_.quantize(x.data + r * x.columns, x.columns, weight_of(options.norm),
+                      eps_of(options.norm), quantized + r * groups, groups);
+  };
+  // A few rows are quantized before the other threads would have heard of it.
+  if (rows < 4) for (int64_t r = 0; r < rows; ++r) quantize(r);
+  else pool_->run(rows, [&](int64_t r, int) { quantize(r); });
+
+  const bool direct = !options.post_norm;
+  float* target = direct ? out.data : outputs_.get<float>(rows * outputs);
+  const LinearJob job = {
+      .parts = weight.parts.data(),
+      .groups = groups,
+      .bias = weight.bias.empty() ? nullptr : weight.bias.data(),
+      .x = quantized,
+      .activation = options.activation,
+      .gate_tiles = gate_tiles,
+      .add = direct && options.add,
+      .out = target,
+      .out_stride = outputs,
+  };
+  // Chunks of at least 32 KiB of weights, and at least four per thread where that is possible.
+  const int64_t tiles = gated ? gate_tiles : weight.tiles;
+  const int64_t row_blocks = divide_up(rows, kRowBlock);
+  const int64_t tile_bytes = weight.parts[0].tile_bytes * (gated ? 2 : 1);
+  const int64_t fair = divide_up(tiles * row_blocks, 4 * threads());
+  const int64_t step = std::clamp<int64_t>(divide_up(32768, tile_bytes), 1, std::max<int64_t>(fair, 1));
+  pool_->run(divide_up(tiles, step) * row_blocks, [&](int64_t chunk, int) {
+    const int64_t tile = chunk / row_blocks * step, row = chunk % row_blocks * kRowBlock;
+    kernels_.linear(job, tile, std::min(tile + step, tiles), row, std::min(row + kRowBlock, rows));
+  });
+  if (direct) return;
+  pool_->run(rows, [&](int64_t r, int) {
+    kernels_.norm(target + r * outputs, outputs, weight_of(options.post_norm),
+                  eps_of(options.post_norm), options.add, out.data + r * outputs);
+  });
+}
+
+namespace {
+
+// What attention's operations share. Returns the number of query heads.
+int64_t check_heads(int64_t rows, int64_t columns, const Cache& cache, int64_t layer,
+                    const Plan& plan) {
+  require_index("layer", layer, cache.layers);
+  require_equal("pages of the cache planned for", plan.pages, cache.pages);
+  require_equal("q rows", rows, plan.rows);
+  const int64_t heads = columns / cache.dim;
+  require(heads > 0 && columns % cache.dim == 0, "q columns", columns,
+          "whole heads of " + to_string(cache.dim));
+  require(heads % cache.kv_heads == 0, "heads", heads,
+          "a multiple of " + to_string(cache.kv_heads) + " kv_heads");
+  return heads;
+}
+
+}  // namespace
+
+void Backend::rope_store(Rows<const float> qkv, Cache& cache, int64_t layer, const Plan& plan,
+                         Rows<const float> cos, Rows<const float> sin, Rows<float> q,
+                         const std::optional<Norm>& q_norm, const std::optional<Norm>& k_norm) {
+  const int64_t heads = check_heads(q.rows, q.columns, cache, layer, plan);
+  require_equal("qkv rows", qkv.rows, plan.rows);
+  require_equal("qkv columns", qkv.columns, (heads + 2 * cache.kv_heads) * cache.dim);
+  require_equal("cos columns", cos.columns, cache.dim / 2);
+  require_equal("sin columns", sin.columns, cache.dim / 2);
+  require_equal("sin rows", sin.rows, cos.rows);
+  if (plan.rows) require_index("position in the rope table", plan.positions_end - 1, cos.rows);
+  check_norm("q_norm weight", q_norm, cache.dim);
+  check_norm("k_norm weight", k_norm, cache.dim);
+
+  std::lock_guard lock(mutex_);
+  const RopeJob job = {
+      .qkv = qkv.data,
+      .cos = cos.data,
+      .sin = sin.data,
+      .q_norm = weight_of(q_norm),
+      .k_norm = weight_of(k_norm),
+      .q_eps = eps_of(q_norm),
+      .k_eps = eps_of(k_norm),
+      .positions = plan.positions.data(),
+      .slots = plan.slots.data(),
+      .q = q.data,
+      .pages = cache.layer(layer),
+      .heads = heads,
+      .kv_heads = cache.kv_heads,
+      .dim = cache.dim,
+      .dim_padded = cache.dim_padded,
+      .page_stride = cache.page_floats(),
+  };
+  const int64_t step = std::max<int64_t>(1, 8192 / qkv.columns);
+  pool_->run(divide_up(plan.rows, step), [&](int64_t chunk, int) {
+    for (int64_t r = chunk * step; r < std::min((chunk + 1) * step, plan.rows); ++r)
+      kernels_.rope_store(job, r);
+  });
+}
+
+void Backend::attend(Rows<const float> q, const Cache& cache, int64_t layer, const Plan& plan,
+                     float scale, Rows<float> out, int64_t window) {
+  const int64_t heads = check_heads(q.rows, q.columns, cache, layer, plan);
+  require_equal("out rows", out.rows, q.rows);
+  require_equal("out columns", out.columns, q.columns);
+  require(window >= 0, "window", window, "0 or a number of positions");
+
+  std::lock_guard lock(mutex_);
+  const AttendJob job = {
+      .q = q.data,
+      .out = out.data,
+      .pages = cache.layer(layer),
+      .heads = heads,
+      .kv_heads = cache.kv_heads,
+      .dim = cache.dim,
+      .dim_padded = cache.dim_padded,
+      .page_stride = cache.page_floats(),
+      .scale = scale,
+      .window = window,
+      .positions = plan.positions.data(),
+      .works = plan.works.data(),
+      .work_count = static_cast<int64_t>(plan.works.size()),
+  };
+  const int64_t group = heads / cache.kv_heads;
+  const int64_t block = std::max<int64_t>(1, kQueryBlock / group);
+  const int64_t blocks = divide_up(plan.rows, block);
+  const int64_t size = divide_up(kernels_.attend_scratch(job, block * group), 64) * 64;
+  auto* scratch = attention_.get<float>(size * threads());
+  pool_->run(blocks * cache.kv_heads, [&](int64_t chunk, int thread) {
+    // The last rows have the most pages to meet: first come, first served.
+    const int64_t row = (blocks - 1 - chunk / cache.kv_heads) * block;
+    kernels_.attend(job, chunk % cache.kv_heads, row, std::min(row + block, plan.rows),
+                    scratch + thread * size);
+  });
+}
+
+void Backend::copy_page(Cache& cache, int64_t source, int64_t target) {
+  require_index("source page", source, cache.pages);
+  require_index("target page", target, cache.pages);
+  if (source == target) return;
+  std::lock_guard lock(mutex_);
+  float* pages = cache.layer(0);
+  std::memcpy(pages + target * cache.page_floats(), pages + source * cache.page_floats(),
+              static_cast<size_t>(cache.page_floats()) * sizeof(float));
+}
+
+void Backend::draw(Rows<const float> logits, const DrawArrays& draws) {
+  check_draws(draws, logits.rows, logits.columns);
+  if (draws.count == 0) return;
+  std::lock_guard lock(mutex_);
+  const int64_t vocab = logits.columns;
+  // Many draws may share a row: after a fork, all children start from one.
+  auto* stats = stats_.get<RowStats>(logits.rows);
+  std::vector<int32_t> rows(draws.row, draws.row + draws.count);
+  std::sort(rows.begin(), rows.end());
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  pool_->run(static_cast<int64_t>(rows.size()), [&](int64_t i, int) {
+    stats[rows[i]] = kernels_.row_stats(logits.data + rows[i] * vocab, vocab);
+  });
+  for (const int32_t row : rows) check_distribution(std::isfinite(stats[row].mass), row);
+  pool_->run(draws.count, [&](int64_t i, int thread) {
+    const int32_t row = draws.row[i];
+    drawers_[thread].draw(kernels_, draws, i, logits.data + row * vocab, vocab, stats[row]);
+  });
+}
+
+}  // namespace anabranch

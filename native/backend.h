@@ -1,0 +1,93 @@
+// The operations: arguments checked, work divided among threads.
+//
+// Everything here throws std::invalid_argument or std::out_of_range, naming what was wrong, before
+// it writes anything.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "draw.h"
+#include "kernels.h"
+#include "linear.h"
+#include "memory.h"
+#include "plan.h"
+#include "pool.h"
+
+namespace anabranch {
+
+template <class T>
+struct Vector {
+  T* data;
+  int64_t size;
+};
+
+template <class T>
+struct Rows {  // [rows, columns], C-contiguous
+  T* data;
+  int64_t rows, columns;
+};
+
+struct Norm {
+  Vector<const float> weight;
+  float eps;
+};
+
+// Keys and values: [page][layer], each a page of one layer as kernels/rows.h lays it out.
+class Cache {
+ public:
+  Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages);
+  Cache(const Cache&) = delete;
+
+  float* layer(int64_t index) const { return memory_.as<float>() + index * layer_floats; }
+  int64_t page_floats() const { return layers * layer_floats; }
+
+  int64_t layers, kv_heads, dim, pages;
+  int64_t dim_padded, layer_floats, nbytes;
+
+ private:
+  Memory memory_;
+};
+
+struct LinearOptions {
+  std::optional<Norm> norm, post_norm;
+  Activation activation = Activation::none;
+  bool add = false;
+};
+
+class Backend {
+ public:
+  // `isa`: "avx512", "avx2", "portable", or "" for the best that this processor has.
+  Backend(int threads, const std::string& isa);
+  ~Backend();
+
+  const char* isa() const { return kernels_.isa; }
+  int threads() const { return pool_->threads(); }
+  static std::vector<std::string> isas();  // that this build and processor have, best first
+
+  std::unique_ptr<Linear> pack(const std::vector<Matrix>& matrices, const float* bias);
+  void embed(const Linear& table, Vector<const int32_t> tokens, float scale, Rows<float> out);
+  void linear(Rows<const float> x, const Linear& weight, Rows<float> out,
+              const LinearOptions& options);
+  void rope_store(Rows<const float> qkv, Cache& cache, int64_t layer, const Plan& plan,
+                  Rows<const float> cos, Rows<const float> sin, Rows<float> q,
+                  const std::optional<Norm>& q_norm, const std::optional<Norm>& k_norm);
+  void attend(Rows<const float> q, const Cache& cache, int64_t layer, const Plan& plan, float scale,
+              Rows<float> out, int64_t window);
+  void copy_page(Cache& cache, int64_t source, int64_t target);
+  void draw(Rows<const float> logits, const DrawArrays& draws);
+
+ private:
+  const Kernels& kernels_;
+  std::unique_ptr<Pool> pool_;
+  std::mutex mutex_;  // one operation at a time, whatever Python thread it comes from
+  Scratch quantized_, outputs_, attention_, stats_;
+  std::vector<Drawer> drawers_;  // of each thread
+};
+
+}  // namespace anabranch

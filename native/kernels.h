@@ -1,0 +1,120 @@
+// What the instruction-set specific half of the library offers to the other half.
+//
+// Plain structs and function pointers only: this header is compiled under every set of flags.
+#pragma once
+
+#include <stdint.h>
+
+namespace anabranch {
+
+constexpr int64_t kTile = 16;      // outputs of a weight tile
+constexpr int64_t kGroup = 32;     // inputs that share an activation scale
+constexpr int64_t kSlots = 16;     // KV slots of a page
+constexpr int64_t kSpan = 256;     // positions whose attention is summed before it is merged
+constexpr int64_t kRowBlock = 64;  // most rows that meet a weight tile while it is in cache
+
+// A row's activations of one group: x = scale * q.
+struct Group {
+  int8_t q[kGroup];
+  float scale;
+  float total;     // scale * (sum[0] + sum[1]), to be multiplied with weight offsets
+  int32_t sum[2];  // of q, by half groups
+};
+
+// One matrix of a stack, in tiles of 16 outputs. A tile is the integers of all its groups of 32
+// inputs, then the factors of all its groups.
+//   integers: lines of 64 bytes, 4 consecutive inputs of 16 outputs; at 4 bits, a line holds the
+//             first 4 inputs in its low nibbles and the next 4 in its high ones.
+//   factors:  per group 16 scales (twice that if `fine`), then 16 offsets if it has them; all of
+//             them binary16 if `half`, which is only used where that loses nothing.
+struct Part {
+  int32_t bits;   // 4 or 8
+  bool fine;      // groups of 16 inputs
+  bool offset;
+  bool half;
+  int64_t outputs, first_output, first_tile, tiles;
+  int64_t factors_at, group_factors, tile_bytes;  // bytes
+  const uint8_t* data;
+};
+
+enum class Activation : int32_t { none, silu, gelu_tanh };
+
+struct LinearJob {
+  const Part* parts;
+  int64_t groups;
+  const float* bias;  // [outputs] or null
+  const Group* x;     // [rows, groups]
+  Activation activation;
+  int64_t gate_tiles;  // with an activation: tiles of the gate half; those of `up` follow
+  bool add;
+  float* out;
+  int64_t out_stride;
+};
+
+struct RopeJob {
+  const float *qkv, *cos, *sin;
+  const float *q_norm, *k_norm;  // [dim] or null
+  float q_eps, k_eps;
+  const int32_t *positions, *slots;
+  float* q;
+  float* pages;  // of this layer
+  int64_t heads, kv_heads, dim, dim_padded, page_stride;
+};
+
+// Consecutive columns of the page tables that the same consecutive rows share.
+struct Work {
+  int64_t row_begin, row_end;
+  int64_t grid;  // index of the first page on the absolute grid
+  int64_t count;
+  const int32_t* pages;
+};
+
+struct AttendJob {
+  const float* q;
+  float* out;
+  const float* pages;  // of this layer
+  int64_t heads, kv_heads, dim, dim_padded, page_stride;
+  float scale;
+  int64_t window;
+  const int32_t* positions;
+  const Work* works;  // so ordered that each row meets its pages in ascending grid order
+  int64_t work_count;
+};
+
+// A row of logits, in nats. NaN mass: the row has no distribution (NaN, +inf, or nothing but -inf).
+struct RowStats {
+  float top;      // the largest logit
+  double mass;    // sum of exp(z - top)
+  double moment;  // sum of exp(z - top) * (z - top)
+};
+
+constexpr int64_t kMassBlock = 1024;  // logits whose probabilities are summed in float
+
+struct Kernels {
+  const char* isa;
+  // Quantize one row `x[inputs]`, RMS-normed first unless norm is null, into `groups` groups.
+  void (*quantize)(const float* x, int64_t inputs, const float* norm, float eps, Group* out,
+                   int64_t groups);
+  // Tiles [tile, tile_end) of rows [row, row_end), at most kRowBlock of them.
+  void (*linear)(const LinearJob& job, int64_t tile, int64_t tile_end, int64_t row, int64_t row_end);
+  // out = or += the RMS norm of x[n].
+  void (*norm)(const float* x, int64_t n, const float* weight, float eps, bool add, float* out);
+  void (*rope_store)(const RopeJob& job, int64_t row);
+  // Floats of scratch that `attend` wants for a block of queries (rows times heads per kv head).
+  int64_t (*attend_scratch)(const AttendJob& job, int64_t queries);
+  void (*attend)(const AttendJob& job, int64_t kv_head, int64_t row, int64_t row_end,
+                 float* scratch);
+  RowStats (*row_stats)(const float* z, int64_t n);
+  // p = exp((z - top) / temperature); block_mass[i] sums block i of 1024. Returns the whole sum.
+  double (*tempered)(const float* z, int64_t n, float top, float temperature, float* p,
+                     double* block_mass);
+  // Ids with p >= least in ascending order. Returns their number; writes at most n.
+  int64_t (*at_least)(const float* p, int64_t n, float least, int32_t* ids);
+};
+
+
+namespace portable { extern const Kernels kKernels; }
+namespace avx2 { extern const Kernels kKernels; }
+namespace avx512 { extern const Kernels kKernels; }
+
+}  // namespace anabranch

@@ -1,0 +1,196 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "half.h"
+
+namespace anabranch {
+namespace {
+
+using std::invalid_argument;
+using std::to_string;
+
+void check(const Matrix& m, int64_t inputs) {
+  if (m.inputs != inputs)
+    throw invalid_argument("pack: all matrices need the same inputs; got " + to_string(m.inputs) +
+                           ", expected " + to_string(inputs));
+  if (m.outputs < 1 || m.inputs < 1)
+    throw invalid_argument("pack: a matrix is empty, got [" + to_string(m.outputs) + ", " +
+                           to_string(m.inputs) + "]");
+  if (m.values) return;
+  const bool known = (m.group == 32 && (m.bits == 4 || m.bits == 8)) ||
+                     (m.group == 16 && m.bits == 8 && !m.offset);
+  if (!known)
+    throw invalid_argument("pack: no form for " + to_string(m.bits) + " bits in groups of " +
+                           to_string(m.group) + (m.offset ? " with offsets" : ""));
+  if (inputs % m.group)
+    throw invalid_argument("pack: " + to_string(inputs) + " inputs are not whole groups of " +
+                           to_string(m.group));
+}
+
+// Whether binary16 holds all factors exactly. Throws if one is not finite.
+bool all_half(const float* factors, int64_t count) {
+  bool half = true;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(factors[i]))
+      throw invalid_argument("pack: scale or offset " + to_string(i) + " is not finite, got " +
+                             to_string(factors[i]));
+    half = half && half_to_float(float_to_half(factors[i])) == factors[i];
+  }
+  return half;
+}
+
+Part describe(const Matrix& m, int64_t groups) {
+  Part part{};
+  part.bits = m.bits;
+  part.fine = m.group == 16;
+  part.offset = m.offset != nullptr;
+  const int64_t factors = m.values ? 0 : m.outputs * (m.inputs / m.group);
+  part.half = !m.values && all_half(m.scale, factors);
+  if (m.offset) part.half = all_half(m.offset, factors) && part.half;
+  part.outputs = m.outputs;
+  part.tiles = (m.outputs + kTile - 1) / kTile;
+  const int64_t vectors = (part.fine ? 2 : 1) + (part.offset ? 1 : 0);
+  part.group_factors = vectors * kTile * (part.half ? 2 : 4);
+  part.factors_at = groups * kTile * kGroup * part.bits / 8;
+  part.tile_bytes = (part.factors_at + groups * part.group_factors + 63) / 64 * 64;
+  return part;
+}
+
+// Where the integer of (output, input) of a tile is: a byte, and at 4 bits the shift in it.
+struct Place {
+  int64_t byte;
+  int shift;
+};
+
+Place place(int bits, int64_t output, int64_t input) {
+  const int64_t group = input / kGroup, step = input % kGroup / 4;
+  const int64_t in_line = output * 4 + input % 4;
+  if (bits == 8) return {(group * 8 + step) * 64 + in_line, 0};
+  return {(group * 4 + step / 2) * 64 + in_line, step % 2 ? 4 : 0};
+}
+
+void put_factor(const Part& part, uint8_t* tile, int64_t group, int64_t vector, int64_t lane,
+                float value) {
+  uint8_t* at = tile + part.factors_at + group * part.group_factors;
+  if (part.half) {
+    const uint16_t half = float_to_half(value);
+    std::memcpy(at + (vector * kTile + lane) * 2, &half, 2);
+  } else {
+    std::memcpy(at + (vector * kTile + lane) * 4, &value, 4);
+  }
+}
+
+float get_factor(const Part& part, const uint8_t* tile, int64_t group, int64_t vector,
+                 int64_t lane) {
+  const uint8_t* at = tile + part.factors_at + group * part.group_factors;
+  if (part.half) {
+    uint16_t half;
+    std::memcpy(&half, at + (vector * kTile + lane) * 2, 2);
+    return half_to_float(half);
+  }
+  float value;
+  std::memcpy(&value, at + (vector * kTile + lane) * 4, 4);
+  return value;
+}
+
+void pack_quantized(const Matrix& m, const Part& part, int64_t output, uint8_t* tile,
+                    int64_t lane) {
+  const uint8_t* q = m.q + output * m.inputs;
+  for (int64_t i = 0; i < m.inputs; ++i) {
+    if (m.bits == 4 && q[i] > 15)
+      throw invalid_argument("pack: q must be in 0..15 at 4 bits, got " + to_string(q[i]));
+    const Place at = place(m.bits, lane, i);
+    tile[at.byte] |= static_cast<uint8_t>(q[i] << at.shift);
+  }
+  const int64_t count = m.inputs / m.group, per_group = part.fine ? 2 : 1;
+  for (int64_t i = 0; i < count; ++i) {
+    put_factor(part, tile, i / per_group, i % per_group, lane, m.scale[output * count + i]);
+    if (m.offset) put_factor(part, tile, i, 1, lane, m.offset[output * count + i]);
+  }
+}
+
+void pack_values(const Matrix& m, const Part& part, int64_t output, uint8_t* tile, int64_t lane) {
+  const float* values = m.values + output * m.inputs;
+  for (int64_t begin = 0; begin < m.inputs; begin += kGroup) {
+    const int64_t end = std::min(begin + kGroup, m.inputs);
+    float amax = 0.0f;
+    for (int64_t i = begin; i < end; ++i) {
+      if (!std::isfinite(values[i]))
+        throw invalid_argument("pack: weight [" + to_string(output) + ", " + to_string(i) +
+                               "] is not finite, got " + to_string(values[i]));
+      amax = std::max(amax, std::fabs(values[i]));
+    }
+    const float scale = amax / 127.0f;
+    put_factor(part, tile, begin / kGroup, 0, lane, scale);
+    for (int64_t i = begin; i < end; ++i) {
+      const float q = scale > 0.0f ? std::nearbyint(values[i] / scale) : 0.0f;
+      tile[place(8, lane, i).byte] =
+          static_cast<uint8_t>(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
+    }
+  }
+}
+
+}  // namespace
+
+Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Pool& pool) {
+  if (matrices.empty()) throw invalid_argument("pack: needs at least one matrix, got none");
+  inputs = matrices[0].inputs;
+  groups = (inputs + kGroup - 1) / kGroup;
+  for (const Matrix& m : matrices) {
+    check(m, inputs);
+    Part part = describe(m, groups);
+    part.first_output = outputs;
+    part.first_tile = tiles;
+    Memory& memory = memory_.emplace_back(part.tiles * part.tile_bytes);
+    uint8_t* data = memory.as<uint8_t>();
+    pool.run(part.tiles, [&](int64_t t, int) {
+      uint8_t* tile = data + t * part.tile_bytes;
+      const int64_t first = t * kTile, end = std::min(first + kTile, m.outputs);
+      for (int64_t o = first; o < end; ++o)
+        (m.values ? pack_values : pack_quantized)(m, part, o, tile, o - first);
+    });
+    part.data = data;
+    parts.push_back(part);
+    outputs += part.outputs;
+    tiles += part.tiles;
+    nbytes += static_cast<int64_t>(memory.bytes());
+  }
+  if (bias_values) bias.assign(bias_values, bias_values + outputs);
+  nbytes += static_cast<int64_t>(bias.size() * sizeof(float));
+}
+
+void Linear::row(int64_t output, float factor, float* out) const {
+  const Part* part = parts.data();
+  while (output >= part->first_output + part->outputs) ++part;
+  const int64_t local = output - part->first_output, lane = local % kTile;
+  const uint8_t* tile = part->data + local / kTile * part->tile_bytes;
+  const int64_t group = part->fine ? 16 : 32;
+  for (int64_t begin = 0; begin < inputs; begin += group) {
+    const int64_t g = begin / kGroup, half = begin % kGroup / 16;
+    const float scale = get_factor(*part, tile, g, half, lane);
+    const float offset = part->offset ? get_factor(*part, tile, g, 1, lane) : 0.0f;
+    for (int64_t i = begin; i < std::min(begin + group, inputs); ++i) {
+      const Place at = place(part->bits, lane, i);
+      const uint8_t byte = tile[at.byte];
+      const int q = part->bits == 4 ? byte >> at.shift & 15 : static_cast<int8_t>(byte);
+      out[i] = factor * (static_cast<float>(q) * scale + offset);
+    }
+  }
+}
+
+int64_t Linear::gate_tiles() const {
+  for (const Part& part : parts) {
+    const int64_t inside = outputs / 2 - part.first_output;
+    if (inside > part.outputs) continue;
+    if (inside == part.outputs) return part.first_tile + part.tiles;
+    return inside % kTile ? -1 : part.first_tile + inside / kTile;
+  }
+  return -1;
+}
+
+}  // namespace anabranch

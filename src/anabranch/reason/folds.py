@@ -1,0 +1,48 @@
+"""From candidates to answers with weights: how a set of thoughts makes up its mind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from anabranch.program.types import Thought
+
+
+def mean_logp(thought: Thought) -> float:
+    """Mean log-probability per sampled token, nats; minus infinity for an empty thought."""
+    return thought.logp / thought.tokens if thought.tokens else -math.inf
+
+
+def majority(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """One thought, one vote (Wang et al. 2022, section 2).
+
+    Ties go to the answer with the likeliest single thought (highest mean log-probability), then to
+    the one given first.
+    """
+    return _tally(thoughts, lambda thought: 1.0, sum)
+
+
+def best(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """The answer of the likeliest thought, by mean log-probability per token.
+
+    An answer weighs as much as its best thought's probability per token, so the weights tell how
+    close the runners-up came.
+    """
+    return _tally(thoughts, lambda thought: math.exp(mean_logp(thought)), max)
+
+
+def _tally(
+    thoughts: Sequence[Thought],
+    weigh: Callable[[Thought], float],
+    combine: Callable[[Iterable[float]], float],
+) -> list[tuple[str, float]]:
+    """Answers, heaviest first, with their share of the weight; thoughts without one abstain."""
+    groups: dict[str, list[Thought]] = {}
+    for thought in thoughts:
+        if thought.answer is not None:
+            groups.setdefault(thought.answer, []).append(thought)
+    weights = {answer: combine(map(weigh, group)) for answer, group in groups.items()}
+    likeliest = {answer: max(map(mean_logp, group)) for answer, group in groups.items()}
+    order = sorted(groups, key=lambda answer: (weights[answer], likeliest[answer]), reverse=True)
+    total = sum(weights.values())
+    return [(answer, weights[answer] / total if total else 1 / len(order)) for answer in order]

@@ -1,0 +1,146 @@
+"""The loops that methods are made of.
+
+A method says how a thought takes a step and which thoughts go on; the loops here share out the
+budget, run everything that can run at once, and keep the run's thoughts up to date, so that the
+best answer so far is there whenever the run ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.derived import together
+from anabranch.program.run import Run
+from anabranch.program.types import Problem, Thought
+from anabranch.reason.answers import extract
+
+
+def candidates(run: Run) -> list[Thought]:
+    """The run's thoughts so far, kept up to date by the loops here: all there is if it ends now."""
+    found: list[Thought] = run.__dict__.setdefault("thoughts", [])
+    return found
+
+
+Advance = Callable[[Thought, int], Awaitable[None]]
+"""One step of one thought, of at most so many tokens; updates the thought."""
+
+Select = Callable[[list[Thought]], Awaitable[list[Thought]]]
+"""Which thoughts go on: some of those given, in any order, and copies on forked branches."""
+
+
+def sampler(problem: Problem, **sampling: Any) -> Advance:
+    """Advance by sampling (`sampling` as in `Branch.extend`), and read the answer so far.
+
+    A thought is done at the model's own end, or once it has stated an answer.
+    """
+
+    async def advance(thought: Thought, limit: int) -> None:
+        branch = thought.branch
+        try:
+            step = await branch.extend(limit, **sampling)
+            thought.logp += step.logp
+            thought.logw += step.logw
+            thought.tokens += len(step.tokens)
+            thought.done = step.stop == "end"
+        finally:  # whoever stops us wants what there is
+            thought.text = branch.text
+            thought.answer = extract(thought.text, problem, done=thought.done)
+        thought.done |= thought.answer is not None
+        if thought.done:
+            note_thought(thought)
+
+    return advance
+
+
+def note_thought(thought: Thought) -> None:
+    """Write a thought into the trace."""
+    thought.branch.run.note(
+        "thought",
+        branch=thought.branch.id,
+        answer=thought.answer,
+        tokens=thought.tokens,
+        logp=thought.logp,
+        done=thought.done,
+    )
+
+
+async def population(
+    thoughts: Sequence[Thought],
+    advance: Advance,
+    select: Select | None = None,
+    *,
+    limit: int,
+    rounds: int = 1,
+) -> list[Thought]:
+    """Every unfinished thought takes one step, all at once; then `select` says which go on.
+
+    With `select`, this is beam search, DVTS, pruning or a particle filter; without, plain sampling.
+
+    Args:
+        limit: most tokens of one step. When the budget is short, all get the same share of it.
+        rounds: most steps of one thought.
+
+    Returns:
+        The last population. Ends early when all are done or the budget is over.
+    """
+    current = list(thoughts)
+    for _ in range(rounds):
+        live = [thought for thought in current if not thought.done]
+        if not live or live[0].branch.run.budget.over:
+            break
+        share = _share(live[0].branch.run.budget, limit, len(live))
+        await together(advance(thought, share) for thought in live)
+        if select is not None:
+            current = _replace(current, await select(current))
+    return current
+
+
+async def sample(
+    problem: Problem, root: Branch, n: int, limit: int, **sampling: Any
+) -> list[Thought]:
+    """`n` independent thoughts from one root, each to its end or for `limit` tokens.
+
+    All run at once. When the budget might not cover that, as many run at once as it surely covers
+    whole, and what they leave over buys the next: a few finished thoughts are worth more than many
+    stumps.
+    """
+    budget, advance = root.run.budget, sampler(problem, **sampling)
+    waiting = [Thought(branch) for branch in root.fork(n)]
+    thoughts: list[Thought] = []
+    while waiting and not budget.over:
+        wave = int(max(1, min(len(waiting), budget.left_tokens // limit)))
+        begun, waiting = waiting[:wave], waiting[wave:]
+        thoughts += begun
+        candidates(root.run).extend(begun)
+        await population(begun, advance, limit=limit)
+    for thought in waiting:
+        thought.branch.drop("the budget ended before it began")
+    return thoughts
+
+
+def _share(budget: Budget, limit: int, live: int) -> int:
+    """Tokens for each of the live branches: the same for all, at least one."""
+    left = budget.left_tokens
+    return limit if left == math.inf else max(1, min(limit, int(left) // live))
+
+
+def _replace(before: list[Thought], after: list[Thought]) -> list[Thought]:
+    """Make `after` the population: drop the branches of those left out, register newcomers.
+
+    A finished thought that is left out stays a candidate.
+    """
+    if not before:
+        return after
+    kept, registered = {id(thought) for thought in after}, candidates(before[0].branch.run)
+    for thought in before:
+        if id(thought) not in kept:
+            thought.branch.drop("not selected")
+            if not thought.done:
+                registered.remove(thought)
+    known = {id(thought) for thought in before}
+    registered.extend(thought for thought in after if id(thought) not in known)
+    return after

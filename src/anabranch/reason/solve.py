@@ -1,0 +1,153 @@
+"""From a problem to an answer: open the root, run a strategy, fold its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from anabranch.errors import AnabranchError
+from anabranch.program.branch import Branch
+from anabranch.program.run import Run
+from anabranch.program.types import Answer, Candidate, Problem, Thought
+from anabranch.reason.answers import extract, normalise_text
+from anabranch.reason.folds import mean_logp
+from anabranch.reason.kernels import candidates, note_thought
+from anabranch.reason.registry import NamedStrategy
+
+NO_ANSWER = "no answer"
+"""The answer when not a word was written."""
+
+
+async def think(
+    problem: Problem,
+    root_of: Callable[[Problem, Run], Branch],
+    strategy: NamedStrategy,
+    run: Run,
+    *,
+    model: str,
+) -> Answer:
+    """Run a strategy and fold its candidates. Every branch of the run is dropped at the end.
+
+    When the budget ends, or an operation fails after something was written, the best answer so far
+    is returned, with a note. A cancelled program raises `CancelledError`; `conclude` then still
+    gives the best answer so far.
+
+    Args:
+        root_of: opens the branch that asks the problem.
+        model: the model's name, for the answer.
+
+    Raises:
+        AnabranchError: what `root_of` raises, or a failure before anything was written.
+    """
+    try:
+        root = root_of(problem, run)
+        try:
+            thoughts = await strategy.make()(problem, root, run.budget)
+        except AnabranchError as error:
+            if not any(thought.text.strip() for thought in candidates(run)):
+                raise
+            return conclude(problem, strategy, run, model=model, notes=[f"stopped early: {error}"])
+        return conclude(problem, strategy, run, thoughts, model=model)
+    finally:
+        run.drop_all("the program ended")
+
+
+def conclude(
+    problem: Problem,
+    strategy: NamedStrategy,
+    run: Run,
+    thoughts: Sequence[Thought] = (),
+    *,
+    model: str,
+    notes: Sequence[str] = (),
+) -> Answer:
+    """The answer that candidates amount to; without any, those that the run has so far.
+
+    Confidence is the share of the weight that the answer has, counting thoughts without an answer
+    against it.
+    """
+    thoughts = thoughts or candidates(run)
+    for thought in thoughts:
+        if not thought.done:
+            note_thought(thought)
+    notes = (*notes, *_notes(run, thoughts))
+    thoughts, verbatim = _read(problem, thoughts)
+    voices = [thought for thought in thoughts if thought.answer is not None]
+    weights = dict(strategy.method.fold(voices))
+    winner = next(iter(weights), None)
+    agreeing = [thought for thought in voices if thought.answer == winner]
+    voice = max(agreeing, key=lambda t: (t.done, mean_logp(t)), default=None)
+    text = voice.text.strip() if voice else ""
+    answer = Answer(
+        answer=(text if verbatim else winner) or NO_ANSWER,
+        text=text,
+        confidence=weights[winner] * len(voices) / len(thoughts) if winner else 0.0,
+        strategy=str(strategy),
+        model=model,
+        seed=run.seed,
+        usage=replace(run.usage, kept_tokens=_own_tokens(agreeing)),
+        candidates=tuple(sorted((_record(t, weights) for t in thoughts), key=_rank)),
+        notes=notes,
+    )
+    run.note(
+        "answer",
+        answer=answer.answer,
+        confidence=answer.confidence,
+        kept=[thought.branch.id for thought in agreeing],
+        notes=notes,
+    )
+    return answer
+
+
+def _read(problem: Problem, thoughts: Sequence[Thought]) -> tuple[Sequence[Thought], bool]:
+    """Thoughts with the surest reading that gives any answer, and whether it is their whole text.
+
+    What finished or stated its answer comes first; then what can be read off unfinished text; then
+    the texts themselves.
+    """
+    if any(thought.answer is not None for thought in thoughts):
+        return thoughts, False
+    loose = [replace(t, answer=extract(t.text, problem)) for t in thoughts]
+    if any(thought.answer is not None for thought in loose):
+        return loose, False
+    return [replace(t, answer=normalise_text(t.text) or None) for t in thoughts], True
+
+
+def _notes(run: Run, thoughts: Sequence[Thought]) -> list[str]:
+    notes = []
+    if run.budget.over:
+        notes.append("the budget was used up")
+    unfinished = sum(not thought.done for thought in thoughts)
+    if unfinished:
+        notes.append(f"{unfinished} of {len(thoughts)} thoughts did not come to an end")
+    if not any(thought.text.strip() for thought in thoughts):
+        notes.append("nothing was written")
+    return notes
+
+
+def _own_tokens(thoughts: Iterable[Thought]) -> int:
+    """Tokens sampled on the way to these thoughts, shared stretches counted once."""
+    total, seen = 0, set()
+    for thought in thoughts:
+        node: Thought | None = thought
+        while node is not None and id(node) not in seen:
+            seen.add(id(node))
+            total += node.tokens - (node.parent.tokens if node.parent else 0)
+            node = node.parent
+    return total
+
+
+def _record(thought: Thought, weights: Mapping[str, float]) -> Candidate:
+    return Candidate(
+        branch=thought.branch.id,
+        answer=thought.answer,
+        text=thought.text,
+        weight=weights.get(thought.answer or "", 0.0),
+        logp=thought.logp,
+        tokens=thought.tokens,
+        done=thought.done,
+    )
+
+
+def _rank(candidate: Candidate) -> tuple[float, float]:
+    return -candidate.weight, -candidate.logp / max(1, candidate.tokens)

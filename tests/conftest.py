@@ -1,0 +1,31 @@
+"""What every test file shares: deterministic properties, and where real models are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from anabranch.models import registry
+
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Callable[[str], Path]:
+    """A model's file by registry name: from the folder `ANABRANCH_TEST_MODELS` (`<name>.gguf`) if
+    that is set, else from the model cache, downloaded on first use."""
+
+    def find(name: str) -> Path:
+        folder = os.environ.get("ANABRANCH_TEST_MODELS")
+        if folder and (path := Path(folder) / f"{name}.gguf").exists():
+            return path
+        if not (path := registry.locate(name)) and registry.is_offline():
+            pytest.skip(f"wants the weights of {name}: pull them, or unset ANABRANCH_OFFLINE")
+        return path or registry.pull(name)
+
+    return find
