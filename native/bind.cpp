@@ -84,6 +84,7 @@ void quantized(Source* self, Array2<const Q> q, In2 scale, std::optional<In2> of
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // an engine may well live until the interpreter ends
   m.attr("__doc__") = "C++ kernels. Use them through anabranch.backends.native.";
 
   nb::enum_<Activation>(m, "Activation")

@@ -25,10 +25,11 @@ void check(const Matrix& m, int64_t inputs) {
   const bool known = (m.group == 32 && (m.bits == 4 || m.bits == 8)) ||
                      (m.group == 16 && m.bits == 8 && !m.offset);
   if (!known)
-    throw invalid_argument("pack: no form for " + to_string(m.bits) + " bits in groups of " +
-                           to_string(m.group) + (m.offset ? " with offsets" : ""));
+    throw invalid_argument("pack: got " + to_string(m.bits) + " bits in groups of " +
+                           to_string(m.group) + (m.offset ? " with offsets" : "") +
+                           ", expected 4 or 8 in groups of 32, or 8 in groups of 16 without");
   if (inputs % m.group)
-    throw invalid_argument("pack: " + to_string(inputs) + " inputs are not whole groups of " +
+    throw invalid_argument("pack: got " + to_string(inputs) + " inputs, expected whole groups of " +
                            to_string(m.group));
 }
 

@@ -182,12 +182,17 @@ inline Quad load_quad(const int8_t* p) {
   return {_mm256_set1_epi32(four)};
 }
 
+// Keeps a running sum in its register: left alone, gcc reorders the additions of a whole group and
+// spills every product.
+inline void pin(__m256i& x) { asm("" : "+x"(x)); }
+
 // Pairs of products are at most 2 * 15 * 127; the 8 of a group fit 16 bits: 30480.
 struct Dot4 {
   __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
   void add(Line w, Quad x) {
     a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w.a, x.v));
     b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w.b, x.v));
+    pin(a), pin(b);
   }
   I32 sum() const {
     const __m256i one = _mm256_set1_epi16(1);
@@ -208,6 +213,7 @@ struct Dot8 {
     const __m256i high = _mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(x.v, w.b));
     a = _mm256_add_epi32(a, _mm256_madd_epi16(low, one));
     b = _mm256_add_epi32(b, _mm256_madd_epi16(high, one));
+    pin(a), pin(b);
   }
   I32 sum() const { return {a, b}; }
 };
@@ -301,7 +307,11 @@ inline Line high_nibbles(Line x) {
   for (uint8_t& byte : x.v) byte >>= 4;
   return x;
 }
-inline Quad load_quad(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline Quad load_quad(const int8_t* p) {
+  Quad x;
+  memcpy(x.v, p, 4);  // byte by byte, gcc 12's vectorizer reads past the end of a neighbouring row
+  return x;
+}
 
 template <class Byte>  // uint8_t for 4-bit weights, int8_t for 8-bit ones
 struct Dot {

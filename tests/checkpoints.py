@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +177,6 @@ def _value_type(value: object) -> gguf.GGUFValueType:
 
 def _element_type(value: object) -> gguf.GGUFValueType | None:
     return gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
-
-
-def altered(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """A copy of a header with some values changed; None leaves one out."""
-    return {key: value for key, value in {**values, **changes}.items() if value is not None}
 
 
 def opens_or_says_why(path: Path, most: int = 20 << 20) -> None:

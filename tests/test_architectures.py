@@ -7,7 +7,7 @@ given as they are published.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 from anabranch.backends.base import Quantized
 from anabranch.errors import FileFormatError, InputError, UnsupportedError
 from anabranch.models.architectures import ARCHITECTURES
-from anabranch.models.architectures.base import Fields
+from anabranch.models.architectures.fields import Fields
 from anabranch.models.config import LayerSpec, ModelConfig, RopeSpec
 from anabranch.models.files import open_model
-from tests.checkpoints import altered, write_folder, write_gguf
+from tests.checkpoints import write_folder, write_gguf
 from tests.toy import FAMILIES, ToyFile, toy
 
 
@@ -70,6 +70,11 @@ def compare(weight: Any, expected: np.ndarray, stored: str) -> None:
         return
     values = weight.dequantize() if isinstance(weight, Quantized) else weight
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-7)
+
+
+def altered(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy of a header with some values changed; None leaves one out."""
+    return {key: value for key, value in {**values, **changes}.items() if value is not None}
 
 
 def describe(path: Path, header: dict[str, Any]) -> ModelConfig:
@@ -249,6 +254,8 @@ def test_absurd_layer_types_are_refused(kinds: object, tmp_path: Path) -> None:
         ({"llama__rope__scaling__type": "yarn"}, UnsupportedError, "yarn"),
         ({"llama__rope__dimension_count": 8}, UnsupportedError, "rope.dimension_count is 8"),
         ({"llama__attention__value_length": 8}, UnsupportedError, "value_length is 8"),
+        ({"llama__attention__scale": 0.5}, UnsupportedError, "attention.scale is 0.5"),
+        ({"llama__expert_count": 8}, UnsupportedError, "expert_count is 8"),
         ({"llama__attention__head_count": [4, 4]}, FileFormatError, "head_count is"),
         ({"llama__attention__head_count": 3}, FileFormatError, "head_count_kv is 2"),
         (

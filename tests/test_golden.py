@@ -23,7 +23,7 @@ from tests.toy import Span, batch_of
 pytestmark = pytest.mark.model
 
 GOLDEN = Path(__file__).parent / "golden"
-CHUNK = 128
+CHUNK = 64
 """Rows of logits held at a time: a large vocabulary takes a megabyte per row."""
 
 
@@ -84,14 +84,15 @@ def test_native_agrees_with_the_reference(subject: Subject) -> None:
     native = decoder_for(subject.file, NativeBackend(), subject.golden)
     states = run_texts(native, subject.golden)
     same, divergence = [], []
-    for start in range(0, len(states), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(states)), dtype=np.int32)
+    stride = 2 if native.config.vocab > 100_000 else 1  # large vocabularies take most of the time
+    measured = np.arange(0, len(states), stride, dtype=np.int32)
+    assert len(measured) >= 400
+    for rows in np.array_split(measured, len(measured) // CHUNK):
         want = subject.reference.logits(subject.states, rows)
         got = native.logits(states, rows)
         same.append(want.argmax(axis=1) == got.argmax(axis=1))
         want -= logsumexp(want)
         got -= logsumexp(got)
-        divergence.append(np.sum(np.exp(want) * (want - got), axis=1))
-    assert len(states) >= 400
-    assert np.mean(np.concatenate(same)) >= 0.97
-    assert np.mean(np.concatenate(divergence)) <= 0.01
+        divergence.append(np.einsum("rv,rv->r", np.exp(want), want - got))
+    assert np.concatenate(same).mean() >= 0.97
+    assert np.concatenate(divergence).mean() <= 0.01

@@ -199,7 +199,7 @@ def test_activation_is_fused_exactly(seed: int, activation: str, half: int) -> N
     y = linear(NATIVE, x, [gate, up]).astype(np.float64)
     g, u = y[:, :half], y[:, half:]
     if activation == "silu":
-        want = g / (1 + np.exp(-g)) * u
+        want = g / (1 + np.exp(np.minimum(-g, 700))) * u
     else:
         want = 0.5 * g * (1 + np.tanh((2 / np.pi) ** 0.5 * (g + 0.044715 * g**3))) * u
     got = linear(NATIVE, x, [gate, up], activation=activation)
@@ -564,7 +564,7 @@ def test_draws_follow_the_distribution() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "kept"),
-    [({"top_k": 2}, {1, 2}), ({"top_p": 0.5}, {1, 2}), ({"min_p": 0.9}, {1, 2, 4, 5})],
+    [({"top_k": 2}, {1, 2}), ({"top_p": 0.45}, {1, 2}), ({"min_p": 0.9}, {1, 2, 4, 5})],
 )
 def test_ties_go_to_the_smaller_id(changes: dict[str, float], kept: set[int]) -> None:
     logits = np.array([[0.0, 3, 3, 1, 3, 3]], np.float32)

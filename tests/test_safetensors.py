@@ -114,7 +114,7 @@ def test_header_longer_than_any(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write((1 << 30).to_bytes(8, "little"))
         file.truncate(1 << 31)
-    with pytest.raises(FileFormatError, match=r"JSON of 1073741824 bytes \(allowed: 16 MiB\)"):
+    with pytest.raises(FileFormatError, match=r"JSON of 1073741824 bytes \(allowed: 4 MiB\)"):
         read_safetensors(path)
 
 

@@ -14,9 +14,8 @@ from anabranch.backends.base import Backend
 from anabranch.engine.core import EngineCore
 from anabranch.errors import FileFormatError, InputError, ResourceError, unknown_name
 from anabranch.machine import available_memory
-from anabranch.models.config import ModelFile
 from anabranch.models.decoder import Decoder
-from anabranch.models.files import open_model
+from anabranch.models.files import StoredModel, open_model
 from anabranch.models.registry import resolve
 from anabranch.models.tokenizer import Tokenizer
 from anabranch.program.branch import Branch
@@ -66,7 +65,10 @@ def load(
     path = resolve(str(model), progress=progress, offline=offline)
     file = open_model(path, dtype="float32" if backend == "reference" else "quantized")
     pages = _pages(file, kv_memory, 4 if backend == "reference" else 1)
-    tokenizer = Tokenizer.of(file)
+    if path.is_dir():
+        tokenizer = Tokenizer.from_folder(path)
+    else:
+        tokenizer = Tokenizer.from_gguf(file.metadata, path)
     if tokenizer.vocab_size > file.config.vocab:
         raise FileFormatError(
             path, f"{tokenizer.vocab_size} tokens for an embedding of {file.config.vocab}"
@@ -219,7 +221,7 @@ def _backend(name: str, threads: int | None) -> Backend:
     raise unknown_name("backend", name, BACKENDS)
 
 
-def _pages(file: ModelFile, kv_memory: int | None, inflation: int) -> int:
+def _pages(file: StoredModel, kv_memory: int | None, inflation: int) -> int:
     """KV pages that fit, or a `ResourceError` before anything large is read."""
     weights = file.packed_bytes * inflation
     available = available_memory()

@@ -296,6 +296,11 @@ class EngineCore:
         for item in work.items:
             self._finish(item.owner, error)
 
+    def fail_all(self, error: AnabranchError) -> None:
+        """Fail everything that waits."""
+        for request in list(self.requests.values()):
+            self._finish(request, error)
+
     def _settle(self, item: Item) -> None:
         if item.store:
             # A split since prepare() may have spread the chunk over several nodes.

@@ -176,22 +176,20 @@ class Schedule:
 
 def build_batch(items: Sequence[Item]) -> Batch:
     """The arrays of a pass, one sequence per item, in the order given."""
-    starts = np.zeros(len(items) + 1, np.int32)
-    np.cumsum([item.rows for item in items], out=starts[1:])
+    rows = [item.rows for item in items]
     tables = [item.node.table() for item in items]
-    table_starts = np.zeros(len(items) + 1, np.int32)
-    np.cumsum([len(table) for table in tables], out=table_starts[1:])
-    positions = np.concatenate([np.arange(i.begin, i.end, dtype=np.int32) for i in items])
-    tokens = [token for item in items for token in _tokens(item)]
-    slots = np.full(len(positions), -1, np.int32)
-    for item, table, first in zip(items, tables, starts, strict=False):
-        if item.store:
-            here = positions[first : first + item.rows]
-            slots[first : first + item.rows] = (
-                table[here // PAGE_SLOTS] * PAGE_SLOTS + here % PAGE_SLOTS
-            )
+    table_starts = np.array([0, *itertools.accumulate(map(len, tables))], np.int32)
+    table = np.concatenate(tables)
+    positions = np.array([p for i in items for p in range(i.begin, i.end)], np.int32)
+    pages = table[np.repeat(table_starts[:-1], rows) + positions // PAGE_SLOTS]
+    stored = np.repeat([item.store for item in items], rows)
     return Batch(
-        np.asarray(tokens, np.int32), positions, slots, starts, np.concatenate(tables), table_starts
+        tokens=np.array([token for item in items for token in _tokens(item)], np.int32),
+        positions=positions,
+        slots=np.where(stored, pages * PAGE_SLOTS + positions % PAGE_SLOTS, -1).astype(np.int32),
+        row_starts=np.array([0, *itertools.accumulate(rows)], np.int32),
+        tables=table,
+        table_starts=table_starts,
     )
 
 

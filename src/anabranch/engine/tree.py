@@ -6,8 +6,8 @@ cursors that add the same token at the same place share it: identical thoughts m
 computed once. A cursor that diverges inside a node splits it.
 
 Pages lie on an absolute grid: page i of a path holds positions 16i to 16i+15. A node that starts
-inside a page writes on in its parent's page if nobody else has, else it copies that one page when it
-is first computed (copy on write).
+inside a page writes on in its parent's page if nobody else has; else it copies that one page when
+it is first computed (copy on write).
 
 Invariants, recounted by `TokenTree.check`:
 - a page's reference count is the number of nodes that list it;

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from anabranch.backends.base import Weight
 from anabranch.errors import FileFormatError, InputError, UnsupportedError
 from anabranch.models.architectures import ARCHITECTURES
-from anabranch.models.architectures.base import GGUF_FIELDS, Architecture, Fields
+from anabranch.models.architectures.base import Architecture
+from anabranch.models.architectures.fields import GGUF_FIELDS, Fields
 from anabranch.models.config import ModelConfig
 from anabranch.models.gguf import GgufFile, read_gguf
 from anabranch.models.quants import FORMATS, float32, is_float, quantized

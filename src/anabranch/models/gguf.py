@@ -2,8 +2,8 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count, length and offset is
 checked as a Python integer against the bytes that are left before anything is made of it, and the
-header must end within 32 MiB (the largest in use are a third of that), so a hostile file costs no
-more than parsing 32 MiB.
+header must end within 16 MiB (twice the largest vocabulary's), so a hostile file costs no more than
+parsing that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from anabranch.models.tensors import Tensor, map_file
 
 MAGIC = b"GGUF"
 
-_HEADER_LIMIT = 32 << 20
+_HEADER_LIMIT = 16 << 20
 _ENTRY_LIMIT = 1 << 16
 """Most metadata entries, and most tensors."""
 
@@ -152,13 +152,15 @@ class _Cursor:
     def fault(self, what: str) -> FileFormatError:
         return FileFormatError(self.path, what)
 
+    def ended(self) -> FileFormatError:
+        limit = f"the {_HEADER_LIMIT >> 20} MiB that a header may have"
+        where = limit if self.end == _HEADER_LIMIT else f"a file of {self.end} bytes"
+        return self.fault(f"{self.reading} goes beyond {where}: truncated or corrupt")
+
     def need(self, count: int) -> None:
         """Raise unless `count` bytes are left."""
         if count > self.end - self.at:
-            left = f"{count} bytes needed at offset {self.at}, {self.end - self.at} left"
-            if self.end == _HEADER_LIMIT:
-                left += f" of the {_HEADER_LIMIT >> 20} MiB that a header may have"
-            raise self.fault(f"ends inside {self.reading}: {left}")
+            raise self.ended()
 
     def number(self, kind: str) -> int | float | bool:
         """One number of a numpy type."""
@@ -191,7 +193,7 @@ class _Cursor:
         for _ in range(count):
             start = at + 8
             if start > end or (at := start + unpack(data, at)[0]) > end:
-                raise self.fault(f"ends inside {self.reading}")
+                raise self.ended()
             texts.append(data[start:at])
         self.at = at
         try:

@@ -163,6 +163,13 @@ class Engine:
 
     async def _drive(self) -> None:
         """Run passes while anything waits."""
+        try:
+            await self._run_passes()
+        except Exception as error:
+            # A fault of ours: those who wait must learn of it instead of waiting for ever.
+            self.core.fail_all(_as_ours(error))
+
+    async def _run_passes(self) -> None:
         await self._settle()
         while (work := self.core.prepare()) is not None:
             waiting = len(self.core.requests)
@@ -184,14 +191,7 @@ class Engine:
         if not computed.cancel() and not computed.done():
             # The pages it writes must not be handed out before it has ended.
             computed.exception()
-        if isinstance(error, AnabranchError):
-            reason = error
-        elif isinstance(error, MemoryError):
-            reason = ResourceError("not enough memory for a pass", fix="lower max_rows")
-        else:
-            reason = AnabranchError("a pass failed", got=f"{type(error).__name__}: {error}")
-            reason.__cause__ = error
-        self.core.fail(work, reason)
+        self.core.fail(work, _as_ours(error))
 
     async def _settle(self) -> None:
         quiet = 0
@@ -207,3 +207,14 @@ class Engine:
         if isinstance(first, Mapping):
             return self.tokenizer.chat(cast("Sequence[Message]", prompt))
         return self.encode(cast("Sequence[int]", prompt))
+
+
+def _as_ours(error: BaseException) -> AnabranchError:
+    """What went wrong in a pass, as an error that programs expect."""
+    if isinstance(error, AnabranchError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError("not enough memory for a pass", fix="lower max_rows")
+    ours = AnabranchError("a pass failed", got=f"{type(error).__name__}: {error}")
+    ours.__cause__ = error
+    return ours

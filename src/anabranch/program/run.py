@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from anabranch.engine.requests import Cost
 from anabranch.program.budget import Budget
-from anabranch.program.types import Usage
+from anabranch.program.types import Thought, Usage
 
 if TYPE_CHECKING:
     from anabranch.program.branch import Branch
@@ -27,6 +27,8 @@ class Run:
 
     Attributes:
         live: its branches that have not been dropped.
+        thoughts: its candidates so far, kept up to date by the strategy: what there is if it ends
+            now.
         cost: rows and passes so far.
     """
 
@@ -38,6 +40,7 @@ class Run:
         self.budget.start()
         self.trace = trace
         self.live: set[Branch] = set()
+        self.thoughts: list[Thought] = []
         self.cost = Cost()
         self.prompt_tokens = self.sampled_tokens = self.forced_tokens = 0
         self.roots = itertools.count()

@@ -104,7 +104,7 @@ def normalise(raw: str, problem: Problem) -> str | None:
 
 def normalise_text(text: str) -> str:
     """Text without case, articles, edge punctuation and differences of spacing or composition."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = unicodedata.normalize("NFC", text.casefold())
     plain = _ARTICLE.sub("", " ".join(plain.split()).strip(_EDGES))
     return plain.strip(_EDGES)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from anabranch.models.architectures.base import (
     Architecture,
-    Fields,
     describe,
     layer_kinds,
     rope,
     scaled_rope,
     window,
 )
+from anabranch.models.architectures.fields import Fields
 from anabranch.models.config import LayerSpec, ModelConfig, RopeSpec
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from anabranch.models.architectures.base import Architecture, Fields, describe, window
+from anabranch.models.architectures.base import Architecture, describe, window
+from anabranch.models.architectures.fields import Fields
 from anabranch.models.config import LayerSpec, ModelConfig
 
 

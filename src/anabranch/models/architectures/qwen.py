@@ -10,11 +10,11 @@ from typing import Any
 
 from anabranch.models.architectures.base import (
     Architecture,
-    Fields,
     describe,
     layer_kinds,
     window,
 )
+from anabranch.models.architectures.fields import Fields
 from anabranch.models.config import LayerSpec, ModelConfig
 
 

@@ -1,0 +1,32 @@
+"""What commands that think have in common: their options, and loading the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import anabranch
+from anabranch.cli.terminal import show_progress
+
+if TYPE_CHECKING:
+    from anabranch.lm import LM
+
+DEFAULT_MODEL = "qwen2.5-coder-0.5b"
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A name from `anabranch models`, a GGUF file, or a folder."),
+]
+System = Annotated[str | None, typer.Option(help="Instructions that replace our own.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same words, to the bit.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores it may use.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never reach for the network.")]
+
+
+def load_model(name: str, *, threads: int | None, offline: bool, quiet: bool = False) -> LM:
+    """Load a model, its progress shown on stderr unless `quiet`."""
+    if quiet:
+        return anabranch.load(name, threads=threads, offline=offline)
+    with show_progress() as progress:
+        return anabranch.load(name, threads=threads, offline=offline, progress=progress)
