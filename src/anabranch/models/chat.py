@@ -22,11 +22,11 @@ from anabranch.errors import FileFormatError, InputError, UnsupportedError
 from anabranch.models.sandbox import METER, Meter, Refused, Sandbox
 
 ROLES = ("system", "user", "assistant", "tool")
-MAX_MESSAGES = 10_000
+MAX_MESSAGES = 4_096
 MAX_CONTENT_CHARS = 4_000_000
 
 _MAX_SOURCE_CHARS = 1 << 15
-_STEPS, _STEPS_PER_MESSAGE = 1_000_000, 2_000
+_STEPS, _STEPS_PER_MESSAGE = 2_000_000, 10_000
 _CHARS, _CHARS_PER_CONTENT_CHAR = 16_000_000, 64
 _SECRET_CHARS = 16
 _FIRST_SYMBOL, _MAX_SYMBOLS = 0xF0000, 1000  # private-use characters that follow the secret

@@ -117,10 +117,14 @@ class ModelFile(Protocol):
         fingerprint: hex digest that changes when the weights change (size, header, sampled data).
     """
 
-    path: Path
-    name: str
-    config: ModelConfig
-    fingerprint: str
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def fingerprint(self) -> str: ...
 
     def weight(self, name: str) -> Weight:
         """One weight by canonical name (`ModelConfig.weight_shapes`), quantized if it is a matrix.

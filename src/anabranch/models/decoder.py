@@ -34,7 +34,8 @@ class Decoder:
     """A model's weights, packed by a backend, and the pass over one batch.
 
     Everything that lasts longer than a pass (keys and values) lives in the cache it is given; all
-    else it needs is allocated here, once, for `max_rows`. One pass at a time.
+    else it needs is allocated here, once, for `max_rows` (logits: for the most rows asked at once).
+    One pass at a time.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Decoder:
         self._q = np.empty((max_rows, queries), np.float32)
         self._attended = np.empty((max_rows, queries), np.float32)
         self._ffn = np.empty((max_rows, config.ffn), np.float32)
+        self._logits = np.empty((0, config.vocab), np.float32)
         self._ropes = [_RopeTable(spec, config.dim) for spec in config.ropes]
         self._scale = config.attention_scale or config.dim**-0.5
 
@@ -106,8 +108,13 @@ class Decoder:
         return h
 
     def logits(self, hidden: F32, rows: I32) -> F32:
-        """`[len(rows), vocab]`: final norm and output matrix, for the rows needed only."""
-        out = np.empty((len(rows), self.config.vocab), np.float32)
+        """`[len(rows), vocab]`: final norm and output matrix, for the rows needed only.
+
+        A view valid until the next call: fresh megabytes in each pass would cost their page faults.
+        """
+        if len(self._logits) < len(rows):
+            self._logits = np.empty((len(rows), self.config.vocab), np.float32)
+        out = self._logits[: len(rows)]
         self.backend.linear(hidden[rows], self._output, out, norm=self._final_norm)
         return out
 

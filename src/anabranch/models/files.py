@@ -35,7 +35,7 @@ Dtype = Literal["quantized", "float32"]
 _FREQS = "rope_freqs.weight"
 
 
-@dataclass
+@dataclass(frozen=True)
 class StoredModel:
     """A `ModelFile`: weights by canonical name, converted when asked for.
 

@@ -97,7 +97,7 @@ class _Metering(NodeTransformer):
     """Rewrites a parsed template so that it pays for what it does.
 
     Attributes:
-        seen: nodes so far; one that opens a scope counts as an operation.
+        seen: nodes so far; one that looks something up or opens a scope counts as an operation.
         chars: characters of text in them.
     """
 
@@ -108,7 +108,7 @@ class _Metering(NodeTransformer):
         if isinstance(node, _FORBIDDEN):
             raise TemplateError(f"it has a {type(node).__name__} statement")
         seen, chars = self.seen, self.chars
-        self.seen += _OPERATION if isinstance(node, _BLOCKS) else 1
+        self.seen += _OPERATION if isinstance(node, _COSTLY) else 1
         if isinstance(node, (nodes.TemplateData, nodes.Const)):
             text = node.data if isinstance(node, nodes.TemplateData) else node.value
             self.chars += len(text) if isinstance(text, str) else 0
@@ -157,11 +157,14 @@ _FORBIDDEN = (
 )
 
 
-_BLOCKS = (
+_COSTLY = (
     nodes.AssignBlock,
+    nodes.Call,
     nodes.CallBlock,
     nodes.FilterBlock,
     nodes.For,
+    nodes.Getattr,
+    nodes.Getitem,
     nodes.Macro,
     nodes.Scope,
     nodes.With,
@@ -279,6 +282,7 @@ def _key(value: object) -> object:
 def _output(context: Context, value: object) -> object:
     """What `{{ value }}` prints: plain data only, so that its size is known."""
     meter: Meter = context.parent[METER]
+    meter.spend(_OPERATION)
     meter.walk(value)
     if not isinstance(value, (*_PLAIN, *_CONTAINERS)):
         raise TemplateError(f"it prints a {type(value).__name__}")

@@ -161,7 +161,7 @@ def _without_latex(raw: str) -> str:
     plain = _LATEX_WORD.sub(r" \1", raw)
     plain = _LATEX_FRACTION.sub(r"\1/\2", plain)
     plain = _LATEX_NOISE.sub(" ", plain).replace("\\$", "$").replace("\\%", "%")
-    return plain.replace("**", "").replace("`", "")
+    return " ".join(plain.replace("**", "").replace("`", "").split())
 
 
 def _stated_number(plain: str) -> str | None:
