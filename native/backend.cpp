@@ -82,9 +82,10 @@ Cache::Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages)
   const int64_t most_pages = std::numeric_limits<int32_t>::max() / kSlots;  // slots are int32
   require(pages >= 1 && pages <= most_pages, "pages", pages, "1.." + to_string(most_pages));
   dim_padded = divide_up(dim, kTile) * kTile;
+  const double floats = static_cast<double>(layers) * static_cast<double>(kv_heads) *
+                        static_cast<double>(dim + dim_padded) * kSlots * static_cast<double>(pages);
+  if (floats > 0x1p56) throw std::bad_alloc();
   layer_floats = kv_heads * (dim + dim_padded) * kSlots;
-  if (static_cast<double>(page_floats()) * static_cast<double>(pages) * sizeof(float) > 0x1p60)
-    throw std::bad_alloc();
   memory_ = Memory(static_cast<size_t>(page_floats() * pages) * sizeof(float));
   nbytes = static_cast<int64_t>(memory_.bytes());
 }
@@ -108,7 +109,7 @@ std::vector<std::string> Backend::isas() {
 
 std::unique_ptr<Linear> Backend::pack(const std::vector<Matrix>& matrices, const float* bias) {
   std::lock_guard lock(mutex_);
-  return std::make_unique<Linear>(matrices, bias, *pool_);
+  return std::make_unique<Linear>(matrices, bias, weights_, *pool_);
 }
 
 void Backend::embed(const Linear& table, Vector<const int32_t> tokens, float scale,

@@ -85,6 +85,7 @@ class Backend {
  private:
   const Kernels& kernels_;
   std::unique_ptr<Pool> pool_;
+  Arena weights_;
   std::mutex mutex_;  // one operation at a time, whatever Python thread it comes from
   Scratch quantized_, outputs_, attention_, stats_;
   std::vector<Drawer> drawers_;  // of each thread

@@ -1,8 +1,11 @@
 #include "draw.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -111,14 +114,13 @@ void Drawer::draw(const Kernels& kernels, const DrawArrays& d, int64_t i, const 
     if (d.top_k[i] == 0 && d.top_p[i] == 1 && d.min_p[i] == 0) {
       d.token[i] = in_id_order(p, vocab, block_mass, u * whole);
     } else {
-      const int64_t kept = keep(kernels, p, vocab, whole, d.top_k[i], d.top_p[i], d.min_p[i]);
-      const auto* ids = ids_.get<int32_t>(kept);
+      const auto kept = keep(kernels, p, vocab, whole, d.top_k[i], d.top_p[i], d.min_p[i]);
       mass = 0;
-      for (int64_t k = 0; k < kept; ++k) mass += p[ids[k]];
+      for (const Ranked& r : kept) mass += r.p;
       double sum = 0;
-      int64_t k = 0;
-      while (k + 1 < kept && (sum += p[ids[k]]) <= u * mass) ++k;
-      d.token[i] = ids[k];
+      size_t k = 0;
+      while (k + 1 < kept.size() && (sum += kept[k].p) <= u * mass) ++k;
+      d.token[i] = kept[k].id;
     }
     const float t = (z[d.token[i]] - top) / temperature;
     d.logq[i] = static_cast<float>(t - logarithm(mass));
@@ -155,12 +157,13 @@ int32_t Drawer::in_id_order(const float* p, int64_t vocab, const double* block_m
   return static_cast<int32_t>(last);
 }
 
-// Put the tokens that survive truncation into ids_, likeliest first, and return their number.
+// The tokens that survive truncation, likeliest first.
 //
 // Every filter keeps a prefix of that order, so only the likeliest tokens are collected and sorted:
 // those above a bound that falls until the prefix lies above it.
-int64_t Drawer::keep(const Kernels& kernels, const float* p, int64_t vocab, double whole,
-                     int64_t top_k, double top_p, float min_p) {
+std::span<const Drawer::Ranked> Drawer::keep(const Kernels& kernels, const float* p, int64_t vocab,
+                                             double whole, int64_t top_k, double top_p,
+                                             float min_p) {
   auto* ids = ids_.get<int32_t>(vocab);
   const int64_t most = top_k ? std::min(top_k, vocab) : vocab;
   // Below this, nothing matters: min-p drops it (the likeliest token has p = 1), unless top-p needs
@@ -176,21 +179,36 @@ int64_t Drawer::keep(const Kernels& kernels, const float* p, int64_t vocab, doub
     if (!top_k && mass >= top_p * whole) break;
   }
 
-  const auto likelier = [p](int32_t a, int32_t b) { return p[a] != p[b] ? p[a] > p[b] : a < b; };
-  if (count > most) {
-    std::nth_element(ids, ids + most, ids + count, likelier);
-    count = most;
-  }
-  std::sort(ids, ids + count, likelier);
+  const Ranked* ranked = rank(p, ids, count);
+  count = std::min(count, most);
   if (top_p < 1) {
     double total = top_k ? 0.0 : whole, sum = 0;
-    for (int64_t k = 0; top_k && k < count; ++k) total += p[ids[k]];
+    for (int64_t k = 0; top_k && k < count; ++k) total += ranked[k].p;
     int64_t kept = 0;
-    while (kept < count && (kept == 0 || sum < top_p * total)) sum += p[ids[kept++]];
+    while (kept < count && (kept == 0 || sum < top_p * total)) sum += ranked[kept++].p;
     count = kept;
   }
-  while (count > 1 && p[ids[count - 1]] < min_p) --count;
-  return count;
+  while (count > 1 && ranked[count - 1].p < min_p) --count;
+  return {ranked, static_cast<size_t>(count)};
+}
+
+// Sort tokens by falling probability. Radix sort is stable: ties stay in the order of the ids.
+const Drawer::Ranked* Drawer::rank(const float* p, const int32_t* ids, int64_t count) {
+  constexpr int kBits = 10, kDigits = 3;  // p <= 1, so its bits as an integer have 30 digits
+  auto* from = ranked_[0].get<Ranked>(count);
+  auto* to = ranked_[1].get<Ranked>(count);
+  for (int64_t k = 0; k < count; ++k) from[k] = {p[ids[k]], ids[k]};
+  for (int digit = 0; digit < kDigits; ++digit) {
+    const auto bucket = [digit](const Ranked& r) {
+      return ~(std::bit_cast<uint32_t>(r.p) >> digit * kBits) & ((1 << kBits) - 1);
+    };
+    std::array<int64_t, 1 << kBits> next{};
+    for (int64_t k = 0; k < count; ++k) ++next[bucket(from[k])];
+    std::exclusive_scan(next.begin(), next.end(), next.begin(), int64_t{0});
+    for (int64_t k = 0; k < count; ++k) to[next[bucket(from[k])]++] = from[k];
+    std::swap(from, to);
+  }
+  return from;
 }
 
 }  // namespace anabranch

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <span>
 
 #include "kernels.h"
 #include "memory.h"
@@ -38,12 +38,18 @@ class Drawer {
             int64_t vocab, const RowStats& stats);
 
  private:
+  struct Ranked {
+    float p;
+    int32_t id;
+  };
+
   const float* edit(const DrawArrays& draws, int64_t i, const float* z, int64_t vocab);
   int32_t in_id_order(const float* p, int64_t vocab, const double* block_mass, double target) const;
-  int64_t keep(const Kernels& kernels, const float* p, int64_t vocab, double whole, int64_t top_k,
-               double top_p, float min_p);
+  std::span<const Ranked> keep(const Kernels& kernels, const float* p, int64_t vocab, double whole,
+                               int64_t top_k, double top_p, float min_p);
+  const Ranked* rank(const float* p, const int32_t* ids, int64_t count);
 
-  Scratch edited_, p_, block_mass_, ids_;
+  Scratch edited_, p_, block_mass_, ids_, ranked_[2];
 };
 
 }  // namespace anabranch

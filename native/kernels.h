@@ -21,21 +21,24 @@ struct Group {
   int32_t sum[2];  // of q, by half groups
 };
 
-// One matrix of a stack, in tiles of 16 outputs. A tile is the integers of all its groups of 32
-// inputs, then the factors of all its groups.
+// One matrix of a stack, in tiles of 16 outputs. A tile is its groups of 32 inputs one after the
+// other, read once from front to back; a group is its integers, then its factors.
 //   integers: lines of 64 bytes, 4 consecutive inputs of 16 outputs; at 4 bits, a line holds the
 //             first 4 inputs in its low nibbles and the next 4 in its high ones.
-//   factors:  per group 16 scales (twice that if `fine`), then 16 offsets if it has them; all of
-//             them binary16 if `half`, which is only used where that loses nothing.
+//   factors:  16 scales (twice that if `fine`), then 16 offsets if it has them; all of them
+//             binary16 if `half`, which is only used where that loses nothing.
 struct Part {
-  int32_t bits;   // 4 or 8
-  bool fine;      // groups of 16 inputs
+  int32_t bits;  // 4 or 8
+  bool fine;     // groups of 16 inputs
   bool offset;
   bool half;
   int64_t outputs, first_output, first_tile, tiles;
-  int64_t factors_at, group_factors, tile_bytes;  // bytes
+  int64_t group_bytes, tile_bytes;
   const uint8_t* data;
 };
+
+// Bytes of a group's integers.
+constexpr int64_t integer_bytes(int bits) { return kTile * kGroup * bits / 8; }
 
 enum class Activation : int32_t { none, silu, gelu_tanh };
 

@@ -56,9 +56,8 @@ Part describe(const Matrix& m, int64_t groups) {
   part.outputs = m.outputs;
   part.tiles = (m.outputs + kTile - 1) / kTile;
   const int64_t vectors = (part.fine ? 2 : 1) + (part.offset ? 1 : 0);
-  part.group_factors = vectors * kTile * (part.half ? 2 : 4);
-  part.factors_at = groups * kTile * kGroup * part.bits / 8;
-  part.tile_bytes = (part.factors_at + groups * part.group_factors + 63) / 64 * 64;
+  part.group_bytes = integer_bytes(part.bits) + vectors * kTile * (part.half ? 2 : 4);
+  part.tile_bytes = (groups * part.group_bytes + 63) / 64 * 64;
   return part;
 }
 
@@ -68,16 +67,16 @@ struct Place {
   int shift;
 };
 
-Place place(int bits, int64_t output, int64_t input) {
+Place place(const Part& part, int64_t output, int64_t input) {
   const int64_t group = input / kGroup, step = input % kGroup / 4;
-  const int64_t in_line = output * 4 + input % 4;
-  if (bits == 8) return {(group * 8 + step) * 64 + in_line, 0};
-  return {(group * 4 + step / 2) * 64 + in_line, step % 2 ? 4 : 0};
+  const int64_t in_line = group * part.group_bytes + output * 4 + input % 4;
+  if (part.bits == 8) return {in_line + step * 64, 0};
+  return {in_line + step / 2 * 64, step % 2 ? 4 : 0};
 }
 
 void put_factor(const Part& part, uint8_t* tile, int64_t group, int64_t vector, int64_t lane,
                 float value) {
-  uint8_t* at = tile + part.factors_at + group * part.group_factors;
+  uint8_t* at = tile + group * part.group_bytes + integer_bytes(part.bits);
   if (part.half) {
     const uint16_t half = float_to_half(value);
     std::memcpy(at + (vector * kTile + lane) * 2, &half, 2);
@@ -88,7 +87,7 @@ void put_factor(const Part& part, uint8_t* tile, int64_t group, int64_t vector, 
 
 float get_factor(const Part& part, const uint8_t* tile, int64_t group, int64_t vector,
                  int64_t lane) {
-  const uint8_t* at = tile + part.factors_at + group * part.group_factors;
+  const uint8_t* at = tile + group * part.group_bytes + integer_bytes(part.bits);
   if (part.half) {
     uint16_t half;
     std::memcpy(&half, at + (vector * kTile + lane) * 2, 2);
@@ -102,12 +101,17 @@ float get_factor(const Part& part, const uint8_t* tile, int64_t group, int64_t v
 void pack_quantized(const Matrix& m, const Part& part, int64_t output, uint8_t* tile,
                     int64_t lane) {
   const uint8_t* q = m.q + output * m.inputs;
-  for (int64_t i = 0; i < m.inputs; ++i) {
-    if (m.bits == 4 && q[i] > 15)
-      throw invalid_argument("pack: q must be in 0..15 at 4 bits, got " + to_string(q[i]));
-    const Place at = place(m.bits, lane, i);
-    tile[at.byte] |= static_cast<uint8_t>(q[i] << at.shift);
+  uint8_t used = 0;
+  for (int64_t i = 0; i < m.inputs; i += 4) {
+    const Place at = place(part, lane, i);
+    for (int64_t j = 0; j < 4; ++j) {
+      tile[at.byte + j] |= static_cast<uint8_t>(q[i + j] << at.shift);
+      used |= q[i + j];
+    }
   }
+  if (m.bits == 4 && used > 15)
+    throw invalid_argument("pack: q of output " + to_string(output) + " got bits " +
+                           to_string(used) + ", expected values in 0..15");
   const int64_t count = m.inputs / m.group, per_group = part.fine ? 2 : 1;
   for (int64_t i = 0; i < count; ++i) {
     put_factor(part, tile, i / per_group, i % per_group, lane, m.scale[output * count + i]);
@@ -130,7 +134,7 @@ void pack_values(const Matrix& m, const Part& part, int64_t output, uint8_t* til
     put_factor(part, tile, begin / kGroup, 0, lane, scale);
     for (int64_t i = begin; i < end; ++i) {
       const float q = scale > 0.0f ? std::nearbyint(values[i] / scale) : 0.0f;
-      tile[place(8, lane, i).byte] =
+      tile[place(part, lane, i).byte] =
           static_cast<uint8_t>(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
     }
   }
@@ -138,7 +142,8 @@ void pack_values(const Matrix& m, const Part& part, int64_t output, uint8_t* til
 
 }  // namespace
 
-Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Pool& pool) {
+Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Arena& arena,
+               Pool& pool) {
   if (matrices.empty()) throw invalid_argument("pack: needs at least one matrix, got none");
   inputs = matrices[0].inputs;
   groups = (inputs + kGroup - 1) / kGroup;
@@ -147,8 +152,8 @@ Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Po
     Part part = describe(m, groups);
     part.first_output = outputs;
     part.first_tile = tiles;
-    Memory& memory = memory_.emplace_back(part.tiles * part.tile_bytes);
-    uint8_t* data = memory.as<uint8_t>();
+    const int64_t bytes = part.tiles * part.tile_bytes;
+    uint8_t* data = memory_.emplace_back(arena.take(static_cast<size_t>(bytes))).data;
     pool.run(part.tiles, [&](int64_t t, int) {
       uint8_t* tile = data + t * part.tile_bytes;
       const int64_t first = t * kTile, end = std::min(first + kTile, m.outputs);
@@ -159,7 +164,7 @@ Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Po
     parts.push_back(part);
     outputs += part.outputs;
     tiles += part.tiles;
-    nbytes += static_cast<int64_t>(memory.bytes());
+    nbytes += bytes;
   }
   if (bias_values) bias.assign(bias_values, bias_values + outputs);
   nbytes += static_cast<int64_t>(bias.size() * sizeof(float));
@@ -176,7 +181,7 @@ void Linear::row(int64_t output, float factor, float* out) const {
     const float scale = get_factor(*part, tile, g, half, lane);
     const float offset = part->offset ? get_factor(*part, tile, g, 1, lane) : 0.0f;
     for (int64_t i = begin; i < std::min(begin + group, inputs); ++i) {
-      const Place at = place(part->bits, lane, i);
+      const Place at = place(*part, lane, i);
       const uint8_t byte = tile[at.byte];
       const int q = part->bits == 4 ? byte >> at.shift & 15 : static_cast<int8_t>(byte);
       out[i] = factor * (static_cast<float>(q) * scale + offset);

@@ -25,7 +25,7 @@ class Linear {
  public:
   // Float32 matrices become 8-bit ones, symmetric, in groups of 32: scale = amax / 127.
   // Throws std::invalid_argument.
-  Linear(const std::vector<Matrix>& matrices, const float* bias, Pool& pool);
+  Linear(const std::vector<Matrix>& matrices, const float* bias, Arena& arena, Pool& pool);
   Linear(const Linear&) = delete;
 
   int64_t inputs, outputs = 0, groups, tiles = 0, nbytes = 0;
@@ -39,7 +39,7 @@ class Linear {
   int64_t gate_tiles() const;
 
  private:
-  std::vector<Memory> memory_;  // of each part
+  std::vector<Arena::Piece> memory_;  // of each part
 };
 
 }  // namespace anabranch

@@ -3,7 +3,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -46,6 +49,34 @@ class Memory {
 
   void* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+// Hands out pieces of large blocks, zeroed and aligned to 64 bytes. A block is freed with the last of
+// its pieces. Weights lie so in huge pages however small each matrix is: measured, 18 instead of
+// 14 GB/s of them at one row.
+class Arena {
+ public:
+  struct Piece {
+    std::shared_ptr<Memory> block;
+    uint8_t* data;
+  };
+
+  Piece take(size_t bytes) {
+    bytes = (bytes + 63) / 64 * 64;
+    if (!block_ || block_->bytes() - used_ < bytes) {
+      block_ = std::make_shared<Memory>(std::max(bytes, kBlock));
+      used_ = 0;
+    }
+    uint8_t* data = block_->as<uint8_t>() + used_;
+    used_ += bytes;
+    return {block_, data};
+  }
+
+ private:
+  static constexpr size_t kBlock = size_t{64} << 20;
+
+  std::shared_ptr<Memory> block_;
+  size_t used_ = 0;
 };
 
 // Grows to the largest request and then stays: steady state allocates nothing.

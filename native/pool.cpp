@@ -24,10 +24,17 @@ void relax() {
 }  // namespace
 
 Pool::Pool(int threads) : process_(getpid()) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
+  } catch (...) {
+    end();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
   {
     std::lock_guard lock(sleep_mutex_);
     stop_ = true;

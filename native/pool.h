@@ -48,6 +48,7 @@ class Pool {
   void run(int64_t chunks, Call call, const void* context);
   void help(int thread);
   void serve(int thread);
+  void end();
   bool waiting() const;
 
   // Number of chunks (high 32 bits) and next chunk (low). One word, so that a thread that comes

@@ -345,26 +345,58 @@ inline void store_first(float* p, F32 x, int64_t count) {
 }
 
 // Lanes are folded in halves: i with i + 8, then i + 4, i + 2, i + 1.
+#if defined(ANABRANCH_AVX512) || defined(ANABRANCH_AVX2)
+
+#if defined(ANABRANCH_AVX512)
+inline __m256 lower(F32 x) { return _mm512_castps512_ps256(x.v); }
+inline __m256 upper(F32 x) { return _mm512_extractf32x8_ps(x.v, 1); }
+inline __m256i lower(I32 x) { return _mm512_castsi512_si256(x.v); }
+inline __m256i upper(I32 x) { return _mm512_extracti32x8_epi32(x.v, 1); }
+#else
+inline __m256 lower(F32 x) { return x.a; }
+inline __m256 upper(F32 x) { return x.b; }
+inline __m256i lower(I32 x) { return x.a; }
+inline __m256i upper(I32 x) { return x.b; }
+#endif
+
 template <class Op>
-inline auto fold(F32 x, Op op) {
-  float lanes[kLanes];
-  store(lanes, x);
+inline float fold(__m256 eight, Op op) {
+  __m128 x = op(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  x = op(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(op(x, _mm_movehdup_ps(x)));
+}
+inline float sum(F32 x) {
+  return fold(_mm256_add_ps(lower(x), upper(x)), [](__m128 a, __m128 b) { return _mm_add_ps(a, b); });
+}
+inline float maximum(F32 x) {
+  return fold(_mm256_max_ps(lower(x), upper(x)), [](__m128 a, __m128 b) { return _mm_max_ps(a, b); });
+}
+inline int32_t maximum(I32 x) {
+  const __m256i eight = _mm256_max_epi32(lower(x), upper(x));
+  __m128i y = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
+
+#else
+
+template <class T, class Op>
+inline T fold(T (&lanes)[kLanes], Op op) {
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] = op(lanes[i], lanes[i + half]);
   return lanes[0];
 }
 inline float sum(F32 x) {
-  return fold(x, [](float a, float b) { return a + b; });
+  return fold(x.v, [](float a, float b) { return a + b; });
 }
 inline float maximum(F32 x) {
-  return fold(x, [](float a, float b) { return a > b ? a : b; });
+  return fold(x.v, [](float a, float b) { return a > b ? a : b; });
 }
 inline int32_t maximum(I32 x) {
-  int32_t lanes[kLanes], top = 0;
-  store(lanes, x);
-  for (int32_t lane : lanes) top = lane > top ? lane : top;
-  return top;
+  return fold(x.v, [](int32_t a, int32_t b) { return a > b ? a : b; });
 }
+
+#endif
 
 // e^x within 2 units in the last place; 0 below -87.33, infinity above 88.37, NaN for NaN.
 // e^x = 2^n e^r with |r| <= ln(2)/2; the polynomial is a minimax fit of (e^r - 1 - r) / r^2.

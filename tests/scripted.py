@@ -18,7 +18,10 @@ import numpy as np
 from anabranch.backends.base import F32, I32, PAGE_SLOTS, Batch
 from anabranch.backends.reference import ReferenceBackend
 from anabranch.engine.core import EngineCore
+from anabranch.lm import LM
+from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine
+from anabranch.program.run import Run
 from tests.toy import LLAMA
 
 END, USER, ASSISTANT, SYSTEM = 256, 257, 258, 259
@@ -106,14 +109,17 @@ class ScriptedDecoder:
         cache[target] = cache[source]
 
 
+def ask(engine: Engine, text: str, run: Run) -> Branch:
+    """A root that waits for the reply to a question."""
+    return engine.open([{"role": "user", "content": text}], seed=run.seed, run=run)
+
+
 def scripted(rule: Rule | Mapping[str, float], *, pages: int = 512) -> Engine:
     """An engine whose model follows a rule, or a table of whole replies."""
     decoder: Any = ScriptedDecoder(replies(rule) if isinstance(rule, Mapping) else rule)
     return Engine(EngineCore(decoder, pages=pages), ChatTokenizer())  # type: ignore[arg-type]
 
 
-def scripted_lm(rule: Rule | Mapping[str, float]) -> Any:
+def scripted_lm(rule: Rule | Mapping[str, float]) -> LM:
     """A loaded "model" around it."""
-    from anabranch.lm import LM
-
     return LM(scripted(rule), "scripted", f"{zlib.crc32(repr(rule).encode()):08x}")

@@ -6,6 +6,7 @@ another order when rows are added) to rounding error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -39,7 +40,7 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
 def logits(decoder: Decoder, cache: Cache, *spans: Span) -> F32:
     """Run spans as one batch; the logits of every row."""
     hidden = decoder.run(batch_of(*spans), cache)
-    return decoder.logits(hidden, np.arange(len(hidden), dtype=np.int32))
+    return decoder.logits(hidden, np.arange(len(hidden), dtype=np.int32)).copy()
 
 
 def from_scratch(decoder: Decoder, tokens: list[int]) -> F32:
@@ -250,6 +251,9 @@ def test_rope_tables_do_not_depend_on_how_they_grew(asked: list[int]) -> None:
     for positions in asked:
         rope = table.upto(positions)
         assert len(rope.cos) == len(rope.sin) >= positions
+        angle = (positions - 1) * 10_000.0**-0.5 / 2 / 2  # of pair 2, whose divisor is 2
+        assert rope.cos[positions - 1, 2] == np.float32(math.cos(angle))
+        assert rope.sin[positions - 1, 2] == np.float32(math.sin(angle))
         np.testing.assert_array_equal(rope.cos, direct.cos[: len(rope.cos)])
         np.testing.assert_array_equal(rope.sin, direct.sin[: len(rope.sin)])
 

@@ -33,10 +33,9 @@ def compute(
             return
         tree.allocate(node, end, copy)
         for position in range(node.frontier, end):
-            page, slot = node.page_of(position), position % PAGE_SLOTS
-            contents[page, slot] = node.tokens[position - node.start]
-        node.computed = end - node.start
-        node.known = max(node.known, node.computed)
+            page = node.pages[position // PAGE_SLOTS - node.start // PAGE_SLOTS]
+            contents[page, position % PAGE_SLOTS] = node.tokens[position - node.start]
+        tree.settle(node)
         if node.computed < len(node.tokens):
             return
 

@@ -15,8 +15,6 @@
 
 namespace anabranch::ANABRANCH_ISA {
 
-constexpr int64_t kQueryTile = kTileRows == 8 ? 8 : 4;  // queries that share a load of K or V
-
 // The state of the queries of one block, structure of arrays: n = rows * heads per kv head.
 struct Queries {
   int64_t dim, dim_padded;
@@ -115,19 +113,24 @@ struct Queries {
   }
 
   template <int R>
-  void meet(int64_t i, const float* keys, const float* values, int low, int end) {
+  int meet(int64_t i, const float* keys, const float* values, int low, int end) {
     score<R>(i, keys);
     for (int r = 0; r < R; ++r) weigh(i + r, low, end);
     gather<R>(i, values, low, end);
+    return R;
   }
 
   // Queries [i, i_end) meet one page, of which they all see slots [low, end).
   void meet_page(int64_t i, int64_t i_end, const float* keys, const float* values, int64_t grid,
                  int low, int end) {
     for (int64_t j = i; j < i_end; ++j) begin_span(j, (int32_t)(grid * kSlots / kSpan));
-    for (; i_end - i >= kQueryTile; i += kQueryTile) meet<kQueryTile>(i, keys, values, low, end);
-    for (; i_end - i >= 2; i += 2) meet<2>(i, keys, values, low, end);
-    if (i < i_end) meet<1>(i, keys, values, low, end);
+    while (i < i_end) {  // as many at once as registers allow, and no lonely rests
+      const int64_t n = i_end - i;
+      if (n == 4 || n >= 7) i += meet<4>(i, keys, values, low, end);
+      else if (n >= 3) i += meet<3>(i, keys, values, low, end);
+      else if (n == 2) i += meet<2>(i, keys, values, low, end);
+      else i += meet<1>(i, keys, values, low, end);
+    }
   }
 
   void finish(int64_t i, float* out) {

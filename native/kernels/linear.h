@@ -21,14 +21,15 @@ inline F32 load_factors(const uint8_t* p) {
 
 // Groups [begin, end) of one tile for R rows, added to `acc[R][16]`.
 template <int Bits, bool Fine, bool Offset, bool Half, int R>
-void dot_tile(const Part& part, const uint8_t* tile, const Group* x, int64_t row_stride,
+void dot_tile(const uint8_t* tile, const Group* x, int64_t row_stride,
               int64_t begin, int64_t end, float* acc) {
-  constexpr int64_t kBytes = kTile * kGroup * Bits / 8, kVector = kLanes * (Half ? 2 : 4);
+  constexpr int64_t kVector = kLanes * (Half ? 2 : 4);
+  constexpr int64_t kBytes = integer_bytes(Bits) + ((Fine ? 2 : 1) + Offset) * kVector;
   F32 sums[R];
   for (int r = 0; r < R; ++r) sums[r] = load(acc + r * kLanes);
   for (int64_t g = begin; g < end; ++g) {
     const uint8_t* lines = tile + g * kBytes;
-    const uint8_t* factors = tile + part.factors_at + g * part.group_factors;
+    const uint8_t* factors = lines + integer_bytes(Bits);
     const Group* a = x + g;
     if constexpr (Bits == 4) {
       Dot4 dot[R];
@@ -68,7 +69,7 @@ void dot_tile(const Part& part, const uint8_t* tile, const Group* x, int64_t row
 
 // All groups of one tile for `rows` rows, into `acc[rows][16]`.
 template <int Bits, bool Fine, bool Offset, bool Half>
-void dot_rows(const Part& part, const uint8_t* tile, const Group* x, int64_t groups, int64_t rows,
+void dot_rows(const uint8_t* tile, const Group* x, int64_t groups, int64_t rows,
               float* acc) {
   memset(acc, 0, rows * kLanes * sizeof *acc);
   const int64_t block = rows > kTileRows ? kGroupBlock : groups;
@@ -77,7 +78,7 @@ void dot_rows(const Part& part, const uint8_t* tile, const Group* x, int64_t gro
     int64_t r = 0;
     const auto some = [&]<int R>() {
       for (; rows - r >= R; r += R)
-        dot_tile<Bits, Fine, Offset, Half, R>(part, tile, x + r * groups, groups, begin, end,
+        dot_tile<Bits, Fine, Offset, Half, R>(tile, x + r * groups, groups, begin, end,
                                               acc + r * kLanes);
     };
     if constexpr (kTileRows >= 8) some.template operator()<8>();
@@ -87,7 +88,7 @@ void dot_rows(const Part& part, const uint8_t* tile, const Group* x, int64_t gro
   }
 }
 
-using DotRows = void (*)(const Part&, const uint8_t*, const Group*, int64_t, int64_t, float*);
+using DotRows = void (*)(const uint8_t*, const Group*, int64_t, int64_t, float*);
 
 inline DotRows dot_rows_for(const Part& part) {
   const auto pick = [&]<int Bits, bool Fine, bool Offset>() -> DotRows {
@@ -110,7 +111,7 @@ inline TileOutputs multiply_tile(const LinearJob& job, int64_t tile, int64_t row
   while (tile >= part->first_tile + part->tiles) ++part;
   const int64_t local = tile - part->first_tile, rest = part->outputs - local * kTile;
   const TileOutputs at = {part->first_output + local * kTile, rest < kTile ? rest : kTile};
-  dot_rows_for(*part)(*part, part->data + local * part->tile_bytes, job.x + row * job.groups,
+  dot_rows_for(*part)(part->data + local * part->tile_bytes, job.x + row * job.groups,
                       job.groups, row_end - row, acc);
   if (job.bias) {
     const F32 bias = load_first(job.bias + at.first, at.count);

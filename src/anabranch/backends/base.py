@@ -57,10 +57,10 @@ class Quantized:
 
     def dequantize(self) -> F32:
         """The float32 matrix `[outputs, inputs]` that the integers stand for."""
-        weight = self.q.astype(np.float32) * np.repeat(self.scale, self.group, axis=1)
+        weight = self.q.reshape(len(self.q), -1, self.group) * self.scale[:, :, None]
         if self.offset is not None:
-            weight += np.repeat(self.offset, self.group, axis=1)
-        return weight
+            weight += self.offset[:, :, None]
+        return weight.reshape(self.q.shape)
 
 
 Weight = Quantized | F32

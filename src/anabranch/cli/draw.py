@@ -5,16 +5,25 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
 from anabranch.program.trace import TracedBranch, TraceTree
 
 BRIEF_CHILDREN, BRIEF_DEPTH = 16, 6
-FULL_DEPTH = 60
+FULL_DEPTH = 24
+PIPE_WIDTH = 1000
 
 _STEERING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that colours nothing unasked, and fits lines to a terminal only."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.soft_wrap, console.width = True, PIPE_WIDTH
+    return console
 
 
 def clean(text: str, keep: str = "\n\t") -> str:
@@ -45,24 +54,23 @@ def draw_tree(tree: TraceTree, *, full: bool = False) -> RenderableType:
     work: list[tuple[TracedBranch, Tree | None, int]] = [(b, None, 0) for b in tree.roots[::-1]]
     while work:
         branch, above, depth = work.pop()
-        label = _label(branch, full)
-        node = above.add(label) if above is not None else Tree(label, guide_style="dim")
-        if above is None:
-            drawings.append(node)
         children = [tree.branches[name] for name in branch.children]
         shown = children if full else _brief(children)
         if depth >= (FULL_DEPTH if full else BRIEF_DEPTH):
             shown = []
-        work += [(child, node, depth + 1) for child in shown[::-1]]
+        label = _label(branch, full)
         if hidden := len(children) - len(shown):
-            # Drawn after the children, although it is added before them.
-            node.label = Text.assemble(_label(branch, full), (f"  ({hidden} not shown)", "dim"))
+            label.append(f"  ({hidden} not shown)", "dim")
+        node = above.add(label) if above is not None else Tree(label, guide_style="dim")
+        if above is None:
+            drawings.append(node)
+        work += [(child, node, depth + 1) for child in shown[::-1]]
     return Group(*drawings)
 
 
 def _brief(children: Sequence[TracedBranch]) -> list[TracedBranch]:
     """The most telling children, in order."""
-    grown = [c for c in children if c.sampled_tokens or c.children]
+    grown = [c for c in children if c.sampled_tokens or c.children or c.joined or c.kept]
     ranked = sorted(grown, key=lambda child: not child.kept)
     chosen = {child.id for child in ranked[:BRIEF_CHILDREN]}
     return [child for child in grown if child.id in chosen]
@@ -84,8 +92,9 @@ def _label(branch: TracedBranch, full: bool) -> Text:
     for option, score in branch.scores if full else ():
         label.append(f"\n{snippet(option)}: {score:.2f}", "dim")
     if branch.answer is not None:
-        label.append(f"  → {snippet(branch.answer)}", "bold green" if branch.kept else "dim")
-    label.append(f"  {_fate(branch)}", "green" if branch.kept else "dim")
+        label.append(f"  → {snippet(branch.answer, 40)}", "bold green" if branch.kept else "dim")
+    if branch.parent is not None:
+        label.append(f"  {_fate(branch)}", "green" if branch.kept else "dim")
     if full and branch.text:
         label.append(f"\n{clean(branch.text)}", style)
     return label
@@ -93,7 +102,7 @@ def _label(branch: TracedBranch, full: bool) -> Text:
 
 def _fate(branch: TracedBranch) -> str:
     if branch.kept:
-        return "kept" if branch.parent is not None else ""
+        return "kept"
     if branch.dropped is None:
-        return "unfinished"
+        return "live"
     return f"dropped: {snippet(branch.dropped, 40)}" if branch.dropped else "dropped"

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from anabranch.cli.app import app
-from anabranch.cli.draw import clean, draw_tree, snippet
+from anabranch.cli.draw import clean, draw_tree, plain_console, snippet
 from anabranch.cli.options import (
     DEFAULT_MODEL,
     Model,
@@ -33,7 +33,6 @@ from anabranch.program.budget import Budget
 from anabranch.program.run import Run
 from anabranch.program.trace import Trace, build_tree
 from anabranch.program.types import Answer, Problem, Thought
-from anabranch.reason.kernels import candidates
 from anabranch.reason.prompts import messages
 from anabranch.reason.registry import NamedStrategy, parse, strategies
 from anabranch.reason.solve import conclude
@@ -53,7 +52,9 @@ _STRATEGIES = "; ".join(f"{method.name}: {method.summary}" for method in strateg
 
 @app.command()
 def solve(
-    problem: Annotated[str, typer.Argument(help="The question; - reads it from stdin.")],
+    problem: Annotated[
+        str, typer.Argument(metavar="PROBLEM", help="The question; - reads it from stdin.")
+    ],
     model: Model = DEFAULT_MODEL,
     strategy: Annotated[
         str,
@@ -137,10 +138,10 @@ class Lines(View):
         self._told: set[str] = set()
 
     def look(self, run: Run) -> None:
-        for thought in candidates(run):
+        for thought in run.thoughts:
             if thought.done and thought.branch.id not in self._told:
                 self._told.add(thought.branch.id)
-                self.console.print(_line(thought), soft_wrap=True)
+                self.console.print(_line(thought))
 
 
 class Screen(View):
@@ -158,7 +159,7 @@ class Screen(View):
         self._live.stop()
 
     def look(self, run: Run) -> None:
-        under_way = [t.branch for t in candidates(run) if not t.done and t.branch.live]
+        under_way = [t.branch for t in run.thoughts if not t.done and t.branch.live]
         lines = [
             Text(f"{branch.id}  {snippet(branch.text, self._width - 10)}", "dim", no_wrap=True)
             for branch in under_way[:LIVE_BRANCHES]
@@ -208,7 +209,7 @@ async def _watch(view: View, runs: list[Run]) -> None:
 
 
 def _view(as_json: bool, quiet: bool) -> View:
-    console = Console(stderr=as_json, highlight=False)
+    console = plain_console(stderr=as_json)
     if quiet:
         return View()
     return Screen(console) if console.is_terminal and not as_json else Lines(console)
@@ -221,7 +222,7 @@ def _line(thought: Thought) -> Text:
 
 def _figures(run: Run) -> Text:
     """One line of figures, and one of answers if there are some."""
-    thoughts, usage, budget = candidates(run), run.usage, run.budget
+    thoughts, usage, budget = run.thoughts, run.usage, run.budget
     done = sum(thought.done for thought in thoughts)
     under_way = sum(map(_under_way, run.live))
     sampled = usage.sampled_tokens + under_way
@@ -265,12 +266,11 @@ def _as_json(answer: Answer) -> dict[str, object]:
 
 
 def _print_outcome(answer: Answer, log: Trace) -> None:
-    console, usage = Console(highlight=False), answer.usage
-    wrap = not console.is_terminal
-    console.print(draw_tree(build_tree(log.header, log.events)), soft_wrap=wrap)
+    console, usage = plain_console(), answer.usage
+    console.print(draw_tree(build_tree(log.header, log.events)))
     if answer.text != answer.answer:
-        console.print(Text(f"\n{clean(answer.text)}", "dim"), soft_wrap=wrap)
-    console.print(Text(f"\nAnswer: {clean(answer.answer)}", "bold"), soft_wrap=wrap)
+        console.print(Text(f"\n{clean(answer.text)}", "dim"))
+    console.print(Text(f"\nAnswer: {clean(answer.answer)}", "bold"))
     agreeing = sum(c.answer == answer.candidates[0].answer for c in answer.candidates)
     console.print(
         f"confidence {answer.confidence:.2f}, {agreeing} of {len(answer.candidates)} thoughts agree"
@@ -280,6 +280,6 @@ def _print_outcome(answer: Answer, log: Trace) -> None:
         f"prompt {usage.prompt_tokens:,}, computed {usage.computed_tokens:,}, "
         f"cached {usage.cached_tokens:,}, {usage.passes:,} passes, {usage.seconds:.1f} s"
     )
-    console.print(Text(f"{answer.strategy}, {answer.model}, seed {answer.seed}", "dim"))
+    console.print(Text(f"{answer.strategy}, {clean(answer.model)}, seed {answer.seed}", "dim"))
     for note in answer.notes:
         console.print(Text(f"note: {clean(note)}", "yellow"))

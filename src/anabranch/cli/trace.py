@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from anabranch.cli.app import app
-from anabranch.cli.draw import clean, draw_tree
+from anabranch.cli.draw import clean, draw_tree, plain_console
 from anabranch.cli.terminal import print_json
 from anabranch.program.trace import TracedBranch, TraceTree, read_trace
 
 
 @app.command()
 def trace(
-    file: Annotated[Path, typer.Argument(help="A file written by `solve --trace`.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Written by `solve --trace`.")],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the tree as a JSON object.")
     ] = False,
@@ -29,10 +28,9 @@ def trace(
     if as_json:
         print_json(_as_json(tree))
         return
-    console = Console(highlight=False)
-    header = tree.header
+    console, header = plain_console(), tree.header
     console.print(Text(clean(f"{header['model']}  {header['strategy']}  seed {header['seed']}")))
-    console.print(draw_tree(tree, full=full), soft_wrap=not console.is_terminal)
+    console.print(draw_tree(tree, full=full))
     if tree.answer is not None:
         answer = Text(f"answer: {clean(tree.answer)}", style="bold")
         console.print(answer.append(f"  confidence {tree.confidence:.2f}", "not bold"))

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ from anabranch.engine.requests import Cost, Draw, Look, Peeked, Request, Result,
 from anabranch.engine.schedule import Item, Schedule, build_batch, snapshot
 from anabranch.engine.scheduler import DecodeFirst, Policy
 from anabranch.engine.tree import Node, TokenTree
-from anabranch.errors import AnabranchError, ModelError, ResourceError
+from anabranch.errors import AnabranchError, ModelError
 from anabranch.models.decoder import Decoder
 
 LOGIT_ROWS = 64
@@ -60,7 +60,7 @@ class Pass:
     Attributes:
         rows: rows of the batch whose logits are wanted.
         wants: claims on them, by `where` ascending.
-        cached: claims on logits that are kept already, `cached_logits`.
+        cached: claims on logits that are kept already, `cached_logits`, by `where` ascending.
         resting: positions where cursors stay: their logits are kept, by node and position.
     """
 
@@ -130,7 +130,7 @@ class EngineCore:
         """Forget a request. Rows under way are computed and charged, their results ignored."""
         self.requests.pop(request.ticket, None)
 
-    def _finish(self, request: Request, error: AnabranchError | None = None) -> None:
+    def _finish(self, request: Request, error: Exception | None = None) -> None:
         if self.requests.pop(request.ticket, None) is not None:
             request.error = error
             request.finish()
@@ -142,53 +142,47 @@ class EngineCore:
         for request in list(self.requests.values()):
             if request.expired():
                 self._finish(request)
-        while self.requests:
-            cached, logits = self._kept_tips()
-            served = {want.request.ticket for want in cached}
-            queue = [r for r in self.requests.values() if r.ticket not in served]
-            items, first = self._choose(queue)
-            if items or cached:
-                return self._assemble(items, cached, logits)
-            self._give_up(self.requests[first])
-        return None
+        if not self.requests:
+            return None
+        cached, logits = self._kept_tips()
+        served = {want.request.ticket for want in cached}
+        schedule = Schedule(self.tree, self._copy_page)
+        try:
+            self._choose(schedule, [r for r in self.requests.values() if r.ticket not in served])
+            items = list(schedule.items.values())
+            assert items or cached, "the first grant fits into the pages, whatever holds them"
+            return self._assemble(items, cached, logits)
+        except BaseException:
+            self._abandon(schedule.items.values())
+            raise
 
     def _kept_tips(self) -> tuple[list[Want], list[F32]]:
-        """Draws that need no row: their logits were kept."""
-        wants: list[Want] = []
-        logits: list[F32] = []
+        """Draws that need no row: their logits were kept. Those at one place share them."""
+        places: dict[tuple[Node, int], list[Request]] = {}
         for request in self.requests.values():
             cursor = request.cursor
-            tip = cursor.node.tips.get(cursor.position)
-            if isinstance(request, Draw) and tip is not None:
-                wants.append(Want(request, cursor.position - 1, len(wants)))
-                logits.append(tip)
-        return wants, logits
+            if isinstance(request, Draw) and cursor.position in cursor.node.tips:
+                places.setdefault((cursor.node, cursor.position), []).append(request)
+        wants = [
+            Want(request, position - 1, where)
+            for where, ((_, position), requests) in enumerate(places.items())
+            for request in requests
+        ]
+        return wants, [node.tips[position] for node, position in places]
 
-    def _choose(self, queue: Sequence[Request]) -> tuple[list[Item], int]:
-        """The items of the next pass, and the ticket that the policy put first."""
+    def _choose(self, schedule: Schedule, queue: Sequence[Request]) -> None:
+        """Fill the next pass with what the policy grants."""
         if not queue:
-            return [], -1
+            return
         grants = self.policy.plan([snapshot(r) for r in queue], self.decoder.max_rows)
-        schedule = Schedule(self.tree, self._copy_page)
         self.tree.clock += len(grants)
         for order, grant in enumerate(grants):
             schedule.add(self.requests[grant.ticket], grant.rows, self.tree.clock - order)
         self.stats.evicted_nodes += schedule.evicted
         self.stats.preempted_nodes += schedule.preempted
-        return list(schedule.items.values()), grants[0].ticket
 
     def _copy_page(self, source: int, target: int) -> None:
         self.decoder.backend.copy_page(self.cache, source, target)
-
-    def _give_up(self, request: Request) -> None:
-        pages = len(self.tree.pool)
-        error = ResourceError(
-            "a branch does not fit into the KV cache even alone",
-            got=f"{request.cursor.position} tokens",
-            allowed=f"about {pages * PAGE_SLOTS} tokens in {pages} pages",
-            fix="give the engine more kv_memory or shorten the branch",
-        )
-        self._finish(request, error)
 
     def _assemble(self, items: list[Item], cached: list[Want], cached_logits: list[F32]) -> Pass:
         """Lay out the pass. Items are ordered by page table, so that shared pages meet."""
@@ -196,6 +190,7 @@ class EngineCore:
         wants: list[Want] = []
         rows: list[int] = []
         resting: dict[tuple[Node, int], int] = {}
+        standing: dict[Node, Counter[int]] = {}
         first = 0
         for item in items:
             for row, claims in _by_row(item.wants):
@@ -203,8 +198,10 @@ class EngineCore:
                 rows.append(first + row - item.begin)
                 wants += [Want(request, row, where) for request in claims]
                 holder = item.node.at(row)
+                if holder not in standing:
+                    standing[holder] = Counter(cursor.position for cursor in holder.cursors)
                 leaving = sum(isinstance(request, Draw) for request in claims)
-                if sum(c.position == row + 1 for c in holder.cursors) > leaving:
+                if standing[holder][row + 1] > leaving:
                     resting[holder, row + 1] = where
             first += item.rows
         batch = build_batch(items) if items else None
@@ -228,8 +225,10 @@ class EngineCore:
                 for key, where in work.resting.items():
                     if low <= where < high:
                         work.tips[key] = logits[where - low].copy()
-        if work.cached:
-            self._draw(np.stack(work.cached_logits), 0, work.cached)
+        for low in range(0, len(work.cached_logits), LOGIT_ROWS):
+            logits = np.stack(work.cached_logits[low : low + LOGIT_ROWS])
+            block = [want for want in work.cached if low <= want.where < low + LOGIT_ROWS]
+            self._draw(logits, low, block)
 
     def _peek(self, logits: F32, hidden: F32, row: I32, want: Want) -> Peeked | AnabranchError:
         request = want.request
@@ -276,7 +275,8 @@ class EngineCore:
     def commit(self, work: Pass) -> None:
         """Take a computed pass into the tree, and hand its results to the requests."""
         for item in work.items:
-            self._settle(item)
+            for node in _nodes(item):
+                self.tree.settle(node)
         self._count(work)
         for (node, position), logits in work.tips.items():
             self._keep_tip(node, position, logits)
@@ -286,39 +286,36 @@ class EngineCore:
 
     def fail(self, work: Pass, error: AnabranchError) -> None:
         """Give up a pass whose computation failed: its requests fail, nothing else changes."""
-        for item in work.items:
-            chain = [n for n in item.node.ancestry() if n.end > item.begin]
-            for node in chain:
-                node.pending = 0
-            self.tree.sweep(chain)
+        self._abandon(work.items)
         for want in itertools.chain(work.wants, work.cached):
             self._finish(want.request, error)
         for item in work.items:
-            self._finish(item.owner, error)
+            for request, _ in item.payers:
+                self._finish(request, error)
 
     def fail_all(self, error: AnabranchError) -> None:
         """Fail everything that waits."""
         for request in list(self.requests.values()):
             self._finish(request, error)
 
-    def _settle(self, item: Item) -> None:
-        if item.store:
-            # A split since prepare() may have spread the chunk over several nodes.
-            for node in itertools.takewhile(lambda n: n.end > item.begin, item.node.ancestry()):
-                node.computed = max(node.computed, node.pending)
-                node.known = max(node.known, node.computed)
-                node.pending = 0
+    def _abandon(self, items: Iterable[Item]) -> None:
+        for item in items:
+            for node in _nodes(item):
+                self.tree.abandon(node)
 
     def _count(self, work: Pass) -> None:
         parties: dict[int, Cost] = {}
         for item in work.items:
-            again = item.known if item.store else item.rows
-            self.stats.rows += item.rows
-            self.stats.recomputed_rows += again
-            for cost in (item.owner.cost, item.owner.total):
-                cost.computed += item.rows - again
-                cost.recomputed += again
-                parties[id(cost)] = cost
+            begin = item.begin
+            for request, end in item.payers:
+                again = min(end, max(begin, item.known)) - begin
+                self.stats.rows += end - begin
+                self.stats.recomputed_rows += again
+                for cost in (request.cost, request.total):
+                    cost.computed += end - begin - again
+                    cost.recomputed += again
+                    parties[id(cost)] = cost
+                begin = end
         if work.items:
             self.stats.passes += 1
             for want in work.wants:
@@ -334,30 +331,38 @@ class EngineCore:
             self._tips[holder, position] = None
         while len(self._tips) > self._most_tips:
             (old, place), _ = self._tips.popitem(last=False)
-            old.tips.pop(place, None)
+            old.at(place - 1).tips.pop(place, None)  # a split may have moved it up
 
     def _deliver(self, want: Want) -> None:
         request, result = want.request, want.result
         if isinstance(result, AnabranchError):
             self._finish(request, result)
             return
-        if isinstance(request, Look):
-            assert isinstance(result, Peeked)
-            request.accept(result)
-        elif isinstance(result, Result):
-            if isinstance(request, Draw):
-                merged = self.tree.append(request.cursor, [result.token])
-                request.cost.cached += merged
-                request.total.cached += merged
+        try:
+            if isinstance(request, Look):
+                assert isinstance(result, Peeked)
                 request.accept(result)
-            elif isinstance(request, Score):
-                request.accept(want.row, result)
+            elif isinstance(result, Result):
+                if isinstance(request, Draw):
+                    merged = self.tree.append(request.cursor, [result.token])
+                    request.cost.cached += merged
+                    request.total.cached += merged
+                    request.accept(result)
+                elif isinstance(request, Score):
+                    request.accept(want.row, result)
+        except Exception as error:  # the fault of who asked, so theirs alone
+            self._finish(request, error)
         if request.done:
             self._finish(request)
 
 
 def _nothing() -> None:
     """Nobody waits for this request."""
+
+
+def _nodes(item: Item) -> list[Node]:
+    """The nodes that hold an item's rows, from below: a split may have spread them over several."""
+    return list(itertools.takewhile(lambda n: n.end > item.begin, item.node.ancestry()))
 
 
 def _by_row(wants: Sequence[tuple[Request, int]]) -> list[tuple[int, list[Request]]]:

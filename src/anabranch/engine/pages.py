@@ -11,12 +11,10 @@ class PagePool:
 
     Attributes:
         refs: nodes that hold each page.
-        filled: leading slots of each page that somebody has claimed to write.
     """
 
     def __init__(self, pages: int) -> None:
         self.refs = [0] * pages
-        self.filled = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
 
     def __len__(self) -> int:
@@ -31,7 +29,6 @@ class PagePool:
         """A free page, held once. The caller makes sure that there is one."""
         page = self._free.pop()
         self.refs[page] = 1
-        self.filled[page] = 0
         return page
 
     def share(self, page: int) -> int:

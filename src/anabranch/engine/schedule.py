@@ -3,14 +3,15 @@
 Pages are handed out in the order of the grants. When they run short, cached nodes that no cursor
 needs go first, least recently used first, leaves before their parents; then the pages of cursors
 that stand later in that order (preemption): their tokens stay and are computed again when their
-turn comes. A request never takes pages from one that stands before it, so the first always
-advances.
+turn comes. A request never takes pages from one that stands before it, and its own path, once
+compacted, takes no more pages than its tokens need: so the first always advances.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,18 +31,18 @@ class Item:
         node: holds the last row.
         begin, end: positions of the rows.
         store: a chunk to compute; False: rows whose keys are there already, looked at again.
-        owner: who is charged for it.
+        known: position before which the rows had been computed once already.
+        payers: who is charged for the rows up to which position, ascending.
         wants: who needs the logits of which row.
-        known: rows of the chunk that had been computed once before.
     """
 
     node: Node
     begin: int
     end: int
     store: bool
-    owner: Request
+    known: int
+    payers: list[tuple[Request, int]] = field(default_factory=list)
     wants: list[tuple[Request, int]] = field(default_factory=list)
-    known: int = 0
 
     @property
     def rows(self) -> int:
@@ -59,7 +60,7 @@ def snapshot(request: Request) -> Waiting:
         if node.computed:
             started = True
             break
-    again = sum(row < frontier for row in request.todo)
+    again = bisect_left(request.todo, frontier)
     return Waiting(
         request.ticket, end - frontier + again, started, request.priority, request.deadline
     )
@@ -91,7 +92,7 @@ class Schedule:
             above.used = rank
         node = self._frontier(request)
         computed = node.frontier if node is not None else request.todo[-1] + 1
-        again = _leading_run([row for row in request.todo if row < computed], rows)
+        again = _leading_run(request.todo[: bisect_left(request.todo, computed)], rows)
         if again:
             self._look(request, again)
         if node is not None and rows > len(again):
@@ -109,10 +110,10 @@ class Schedule:
         return first
 
     def _look(self, request: Request, rows: Sequence[int]) -> None:
+        begin, end = rows[0], rows[-1] + 1
         node = request.cursor.node.at(rows[-1])
-        item = self.items.setdefault(
-            (node, rows[0], False), Item(node, rows[0], rows[-1] + 1, False, request)
-        )
+        again = Item(node, begin, end, False, end, [(request, end)])
+        item = self.items.setdefault((node, begin, False), again)
         item.wants += [(request, row) for row in rows if row < item.end]
 
     def _chunk(self, request: Request, node: Node, rows: int) -> None:
@@ -120,24 +121,27 @@ class Schedule:
         reach = min(node.end, request.todo[-1] + 1, begin + rows)
         item = self.items.get((node, begin, True))
         if item is None or item.end < reach:
-            reach = self._find_pages(node, reach)
+            reach = self._find_pages(request, node, reach)
             if item is None and reach <= begin:
                 return
             if item is None:
-                item = Item(node, begin, begin, True, request)
+                item = Item(node, begin, begin, True, node.start + node.known)
                 self.items[node, begin, True] = item
             if reach > item.end:
-                self.tree.allocate(node, reach, self.copy_page)
                 item.end = reach
-                item.known = max(0, min(reach, node.start + node.known) - begin)
-                node.pending = reach - node.start
-        item.wants += [(request, row) for row in request.todo if begin <= row < item.end]
+                item.payers.append((request, reach))
+                self.tree.allocate(node, reach, self.copy_page)
+        todo = request.todo
+        served = todo[bisect_left(todo, begin) : bisect_left(todo, item.end)]
+        item.wants += [(request, row) for row in served]
 
-    def _find_pages(self, node: Node, reach: int) -> int:
+    def _find_pages(self, request: Request, node: Node, reach: int) -> int:
         """Make room for the node's tokens before `reach`; returns how far the pages go."""
         wanted = self.tree.pages_wanted(node, reach)
         if wanted > self.tree.pool.free:
             self._reclaim(wanted)
+            if self.tree.pool.free < wanted:
+                self.tree.compact(request.cursor.node)
         while reach > node.frontier and self.tree.pages_wanted(node, reach) > self.tree.pool.free:
             reach = (reach - 1) // PAGE_SLOTS * PAGE_SLOTS
         return reach
@@ -184,22 +188,13 @@ def build_batch(items: Sequence[Item]) -> Batch:
     pages = table[np.repeat(table_starts[:-1], rows) + positions // PAGE_SLOTS]
     stored = np.repeat([item.store for item in items], rows)
     return Batch(
-        tokens=np.array([token for item in items for token in _tokens(item)], np.int32),
+        tokens=np.array([t for i in items for t in i.node.path(i.begin, i.end)], np.int32),
         positions=positions,
         slots=np.where(stored, pages * PAGE_SLOTS + positions % PAGE_SLOTS, -1).astype(np.int32),
         row_starts=np.array([0, *itertools.accumulate(rows)], np.int32),
         tables=table,
         table_starts=table_starts,
     )
-
-
-def _tokens(item: Item) -> list[int]:
-    parts = []
-    for node in item.node.ancestry():
-        if node.end <= item.begin:
-            break
-        parts.append(node.tokens[max(0, item.begin - node.start) : item.end - node.start])
-    return [token for part in reversed(parts) for token in part]
 
 
 def _leading_run(rows: Sequence[int], limit: int) -> Sequence[int]:

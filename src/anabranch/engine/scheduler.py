@@ -47,8 +47,9 @@ class DecodeFirst:
 
     Requests that need one row are served first, so that a long prompt never stalls running
     branches; what is left of the pass is filled with chunks of prompts. Inside each class:
-    priority, then deadline, then arrival. `prefill_share` of a pass is kept for prompts while any
-    wait, so that many running branches cannot starve them.
+    priority, then deadline, then arrival; of equal priority, prompts that were begun come first.
+    `prefill_share` of a pass is kept for prompts while any wait, so that many running branches
+    cannot starve them.
     """
 
     def __init__(self, prefill_share: float = 0.25) -> None:
@@ -62,7 +63,7 @@ class DecodeFirst:
         reserved = min(int(rows * self.prefill_share), sum(w.rows for w in long))
         grants = [Grant(w.ticket, w.rows) for w in short[: rows - reserved]]
         left = rows - len(grants)
-        for item in sorted(long, key=lambda w: not w.started):
+        for item in sorted(long, key=lambda w: (-w.priority, not w.started)):
             if left == 0:
                 break
             grants.append(Grant(item.ticket, min(left, item.rows)))

@@ -6,11 +6,12 @@ cursors that add the same token at the same place share it: identical thoughts m
 computed once. A cursor that diverges inside a node splits it.
 
 Pages lie on an absolute grid: page i of a path holds positions 16i to 16i+15. A node that starts
-inside a page writes on in its parent's page if nobody else has; else it copies that one page when
-it is first computed (copy on write).
+inside a page writes on in its parent's page if nobody else holds it; else it copies that one page
+when it is first computed (copy on write).
 
 Invariants, recounted by `TokenTree.check`:
 - a page's reference count is the number of nodes that list it;
+- a node lists exactly the pages of its tokens that are stored, or will be by the pass under way;
 - `pins` of a node is the number of live cursors at or below it;
 - a node with computed tokens has only fully computed ancestors;
 - a node without pins holds computed tokens only: what nobody needs and nothing cost is removed.
@@ -19,7 +20,7 @@ Invariants, recounted by `TokenTree.check`:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,9 +34,9 @@ class Node:
     Attributes:
         tokens: the span, appended to in place while the node has no children.
         children: by first token.
-        pages: page ids by grid index from `start // 16`; allocated as tokens are computed.
+        pages: page ids by grid index from `start // 16`, for the `pending` tokens.
         computed: leading tokens whose keys and values are stored.
-        pending: likewise once the pass under way has ended; 0 when it does not touch the node.
+        pending: likewise once the pass under way has ended; else equal to `computed`.
         known: largest `computed` ever, to tell computing from recomputing.
         cursors: live cursors whose position is in `start+1..end` (root: also 0).
         pins: live cursors at or below.
@@ -91,6 +92,14 @@ class Node:
             yield node
             node = node.parent
 
+    def path(self, start: int, end: int) -> list[int]:
+        """The token ids of this path at positions `start` to `end - 1`."""
+        nodes = list(itertools.takewhile(lambda n: n.end > start, self.ancestry()))
+        tokens: list[int] = []
+        for node in reversed(nodes):
+            tokens += node.tokens[max(0, start - node.start) : max(0, end - node.start)]
+        return tokens
+
     def at(self, position: int) -> Node:
         """The node on this path that holds the token at `position`."""
         return next(node for node in self.ancestry() if node.start <= position)
@@ -102,10 +111,6 @@ class Node:
             above = self.parent.table() if self.parent is not None else own[:0]
             self._table = np.concatenate([above[: self.start // PAGE_SLOTS], own])
         return self._table
-
-    def page_of(self, position: int) -> int:
-        """The page that holds `position`, which must lie in this node's pages."""
-        return self.pages[position // PAGE_SLOTS - self.start // PAGE_SLOTS]
 
 
 class Cursor:
@@ -122,10 +127,9 @@ class Cursor:
     def __init__(self, node: Node, position: int, key: int) -> None:
         self.node, self.position, self.key = node, position, key
 
-    def path(self) -> list[int]:
-        """The token ids of the whole path."""
-        parts = [n.tokens[: self.position - n.start] for n in self.node.ancestry()]
-        return [token for part in reversed(parts) for token in part]
+    def path(self, start: int = 0) -> list[int]:
+        """The token ids of the path, from position `start`."""
+        return self.node.path(start, self.position)
 
 
 class TokenTree:
@@ -181,60 +185,60 @@ class TokenTree:
 
     def rewind(self, cursor: Cursor, position: int) -> None:
         """Move a cursor back to an earlier position of its path."""
-        node = self._holder(cursor.node, position)
-        cursor.position = position
-        left = list(itertools.takewhile(lambda n: n is not node, cursor.node.ancestry()))
-        for below in left:
+        tip, node = cursor.node, self._holder(cursor.node, position)
+        for below in itertools.takewhile(lambda n: n is not node, tip.ancestry()):
             below.pins -= 1
-        cursor.node.cursors.remove(cursor)
+        tip.cursors.remove(cursor)
         node.cursors.add(cursor)
-        cursor.node = node
-        self.sweep([*left, node])
+        cursor.node, cursor.position = node, position
+        self._sweep(tip)
 
     def drop(self, cursor: Cursor) -> None:
         """End a cursor. Its nodes stay as cache if they hold computed tokens."""
         self.clock += 1
-        path = list(cursor.node.ancestry())
         cursor.node.cursors.remove(cursor)
-        for node in path:
+        for node in cursor.node.ancestry():
             node.pins -= 1
             node.used = self.clock
-        self.sweep(path)
+        self._sweep(cursor.node)
 
     # ---- pages ---------------------------------------------------------------------------------
 
     def pages_wanted(self, node: Node, end: int) -> int:
         """Free pages needed to store this node's tokens before position `end`."""
-        last = (end - 1) // PAGE_SLOTS
-        missing = last - node.start // PAGE_SLOTS + 1 - len(node.pages)
-        if not node.pages and missing > 0 and self._continues(node):
-            missing -= 1
-        return max(0, missing)
+        missing = _span(node.start, end) - len(node.pages)
+        return missing - 1 if not node.pages and self._continues(node) else missing
 
     def allocate(self, node: Node, end: int, copy: Callable[[int, int], None]) -> None:
-        """Give the node pages up to position `end`; the caller has made sure that they are free.
+        """Begin a chunk: give the node pages for its tokens before position `end`.
+
+        The caller has made sure that they are free, and ends the chunk by `settle` or `abandon`.
 
         Args:
             copy: copies one page, source to target: called when the open page of the parent must
-                be copied because somebody else wrote on in it.
+                be copied because somebody else holds it too.
         """
-        last = (end - 1) // PAGE_SLOTS
-        filled = self.pool.filled
+        node.pending, node._table = end - node.start, None
         if not node.pages and node.start % PAGE_SLOTS:
             assert node.parent is not None
-            shared = node.parent.page_of(node.start - 1)
+            shared = node.parent.pages[-1]
             if self._continues(node):
                 node.pages.append(self.pool.share(shared))
             else:
                 node.pages.append(self.pool.take())
                 copy(shared, node.pages[0])
-        while node.start // PAGE_SLOTS + len(node.pages) <= last:
-            if node.pages:
-                filled[node.pages[-1]] = PAGE_SLOTS
+        while len(node.pages) < _span(node.start, end):
             node.pages.append(self.pool.take())
-        tail, used = node.pages[-1], (end - 1) % PAGE_SLOTS + 1
-        filled[tail] = max(used, filled[tail]) if node.children else used
-        node._table = None
+
+    def settle(self, node: Node) -> None:
+        """End a chunk: what was pending is computed."""
+        node.computed = node.pending
+        node.known = max(node.known, node.computed)
+
+    def abandon(self, node: Node) -> None:
+        """End a chunk that was not computed: nothing of it stays."""
+        self._keep_pages(node, node.computed)
+        self._sweep(node)
 
     def evict(self, node: Node) -> None:
         """Release the pages of a node none of whose children holds any.
@@ -242,23 +246,41 @@ class TokenTree:
         Without pins the node leaves the tree: cache eviction. With pins its tokens stay and will be
         computed again when next needed: preemption.
         """
-        assert all(child.computed == 0 and not child.pages for child in node.children.values())
-        self._free_pages(node)
-        self.sweep([node])
+        assert not any(child.pages for child in node.children.values())
+        self._keep_pages(node, 0)
+        self._sweep(node)
+
+    def compact(self, node: Node) -> None:
+        """Let one page serve each grid index of a path, so that its copies cost nothing.
+
+        A copy of an open page holds what the page it was copied from holds of this path. Afterwards
+        the stored tokens of the path take as few pages as if nobody had ever left it.
+        """
+        for below, above in itertools.pairwise(node.ancestry()):
+            if below.pages and below.start % PAGE_SLOTS:
+                self.pool.release(above.pages[-1])
+                above.pages[-1] = self.pool.share(below.pages[0])
+                above._table = None
 
     def _continues(self, node: Node) -> bool:
-        """Whether the node may write on in its parent's open page: nobody wrote there before."""
+        """Whether the node may write on in its parent's open page: only its own path holds it."""
         if node.start % PAGE_SLOTS == 0:
             return False
         assert node.parent is not None
-        page = node.parent.page_of(node.start - 1)
-        return self.pool.filled[page] == node.start % PAGE_SLOTS
+        page = node.parent.pages[-1]
+        above = itertools.takewhile(lambda n: page in n.pages[-1:], node.parent.ancestry())
+        return self.pool.refs[page] == sum(1 for _ in above)
 
-    def _free_pages(self, node: Node) -> None:
-        for page in node.pages:
+    def _keep_pages(self, node: Node, count: int) -> None:
+        """Release all pages but those of the first `count` tokens, which are stored."""
+        kept = _span(node.start, node.start + count)
+        for page in node.pages[kept:]:
             self.pool.release(page)
-        node.pages, node.computed, node._table = [], 0, None
-        node.tips.clear()
+        del node.pages[kept:]
+        node.computed = node.pending = count
+        node._table = None
+        if count == 0:
+            node.tips.clear()
 
     # ---- shape ---------------------------------------------------------------------------------
 
@@ -298,8 +320,6 @@ class TokenTree:
         upper = Node(node.parent, node.start, node.tokens[:count])
         node.parent.children[upper.tokens[0]] = upper
         upper.pins, upper.used = node.pins, node.used
-        upper.computed, upper.known = min(count, node.computed), min(count, node.known)
-        upper.pending, node.pending = min(count, node.pending), max(0, node.pending - count)
         cut = node.start + count
         upper.tips = {p: node.tips.pop(p) for p in list(node.tips) if p <= cut}
         upper.cursors = {c for c in node.cursors if c.position <= cut}
@@ -308,44 +328,37 @@ class TokenTree:
         node.cursors -= upper.cursors
         node.pins -= len(upper.cursors)
         node.parent, node.start, node.tokens = upper, cut, node.tokens[count:]
-        node.computed, node.known = max(0, node.computed - count), max(0, node.known - count)
+        upper.computed, node.computed = _divide(node.computed, count)
+        upper.pending, node.pending = _divide(node.pending, count)
+        upper.known, node.known = _divide(node.known, count)
         upper.children[node.tokens[0]] = node
         self._split_pages(upper, node)
         return upper
 
     def _split_pages(self, upper: Node, lower: Node) -> None:
-        first = upper.start // PAGE_SLOTS
-        kept = (lower.start - 1) // PAGE_SLOTS - first + 1
-        upper.pages, rest = lower.pages[:kept], lower.pages[kept:]
-        if lower.computed or lower.pending:
-            if lower.start % PAGE_SLOTS:
-                rest = [self.pool.share(upper.pages[-1]), *rest]
-            lower.pages = rest
-        else:
-            # Nothing of it is stored: it takes pages when its turn comes, like its new sibling.
-            lower.pages = []
-            for page in rest:
-                self.pool.release(page)
+        kept = _span(upper.start, lower.start)
+        upper.pages, lower.pages = lower.pages[:kept], lower.pages[kept:]
+        if lower.pending and lower.start % PAGE_SLOTS:
+            lower.pages.insert(0, self.pool.share(upper.pages[-1]))
         lower._table = None
 
-    def sweep(self, nodes: Iterable[Node]) -> None:
-        """Remove what nobody needs and nothing cost, from the leaves up."""
-        for node in nodes:
-            self._trim(node)
-            if node.pins or node.children or node.computed or node.pending:
-                continue
-            self._free_pages(node)
-            if node.parent is not None:
-                del node.parent.children[node.tokens[0]]
-            else:
+    def _sweep(self, node: Node) -> None:
+        """Remove what nobody needs and nothing cost, from this node up."""
+        self._trim(node)
+        while not (node.pins or node.children or node.pending):
+            if node.parent is None:
                 self.roots = {s: root for s, root in self.roots.items() if root is not node}
+                return
+            del node.parent.children[node.tokens[0]]
+            node = node.parent
+            self._trim(node)
 
     def _trim(self, node: Node) -> None:
         """Cut uncomputed tokens off the end of a leaf that no cursor has reached."""
-        if node.children:
+        if node.children or node.pending == len(node.tokens):
             return
         need = max((c.position - node.start for c in node.cursors), default=0)
-        keep = max(need, node.computed, node.pending)
+        keep = max(need, node.pending)
         if 0 < keep < len(node.tokens):
             del node.tokens[keep:]
             node.known = min(node.known, keep)
@@ -378,15 +391,25 @@ class TokenTree:
                 assert cursor.node is node, "cursor link"
                 low = node.start + (node.parent is not None)
                 assert low <= cursor.position <= node.end, "cursor outside its node"
-            assert 0 <= node.computed <= len(node.tokens), "computed beyond the tokens"
-            assert node.computed <= node.known, "known less than computed"
-            if node.computed:
-                held = (node.frontier - 1) // PAGE_SLOTS - node.start // PAGE_SLOTS + 1
-                assert len(node.pages) >= held, "computed tokens without a page"
-            if node.pins == 0 and node.pending == 0 and node.parent is not None:
-                assert node.computed == len(node.tokens), "an unneeded node that holds nothing"
+            assert 0 <= node.computed <= node.pending <= len(node.tokens), "pending"
+            assert node.computed <= node.known <= len(node.tokens), "known less than computed"
+            assert len(node.pages) == _span(node.start, node.start + node.pending), "pages"
+            assert all(node.start < p <= node.frontier for p in node.tips), "tip not computed"
+            if node.pins == 0:
+                assert node.pending == len(node.tokens), "an unneeded token that is not stored"
+                assert node.parent is not None or node.children, "an unneeded root"
         assert refs == self.pool.refs, "page reference counts"
         assert self.pool.free == refs.count(0), "free list"
+
+
+def _span(start: int, end: int) -> int:
+    """Pages of the grid that positions `start` to `end - 1` touch."""
+    return (end - 1) // PAGE_SLOTS - start // PAGE_SLOTS + 1 if end > start else 0
+
+
+def _divide(count: int, first: int) -> tuple[int, int]:
+    """How many of `count` leading tokens are among the `first`, and how many are not."""
+    return min(count, first), max(0, count - first)
 
 
 def _common(left: Sequence[int], i: int, right: Sequence[int], j: int) -> int:

@@ -50,10 +50,10 @@ class ControlTokens:
             start = match.start()
             at = start + 1
             for length in self._lengths[match.group()]:
-                token = self._ids.get(text[start : start + length])
-                if token is not None:
-                    at = start + length
-                    yield start, at, token
+                found = text[start : start + length]
+                if found in self._ids:
+                    at = start + len(found)
+                    yield start, at, self._ids[found]
                     break
 
     def split(self, text: str) -> list[str | int]:

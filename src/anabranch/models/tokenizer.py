@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from os.path import isdir
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from anabranch.errors import FileFormatError, InputError
 from anabranch.models.chat import ChatTemplate, ControlTokens, check_messages
 from anabranch.models.vocabulary import Kind, Vocabulary, folder_vocabulary, gguf_vocabulary
+
+Indices = npt.NDArray[np.int64]
 
 MAX_TEXT_CHARS = 4_000_000
 
@@ -52,8 +55,10 @@ _BYTE_OF = _byte_alphabet()
 class _ModelFile(Protocol):
     """What a tokenizer needs of an opened model file."""
 
-    path: Path
-    metadata: Mapping[str, object]
+    @property
+    def path(self) -> Path: ...
+    @property
+    def metadata(self) -> Mapping[str, object]: ...
 
 
 class Tokenizer:
@@ -300,14 +305,15 @@ def _core(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
 
 def _check_complete(vocabulary: Vocabulary, kept: Sequence[int], ids: Mapping[str, int]) -> None:
-    """Raise unless tokens differ, and every byte has one, so that no text is lost."""
+    """Raise unless tokens differ and SentencePiece has tokens to fall back to.
+
+    Byte-level vocabularies may lack bytes: SmolLM2's has no 21 of them, among them six control
+    characters. Their makers' tokenizers drop these from text, and so does this one.
+    """
     if len(ids) < len(kept):
         raise FileFormatError(vocabulary.path, f"{len(kept) - len(ids)} tokens occur twice")
-    if vocabulary.words is not None:
-        missing = len(_BYTE_OF.keys() - ids.keys())
-    else:
-        missing = len({f"<0x{byte:02X}>" for byte in range(256)} - ids.keys())
-    if missing and vocabulary.unknown is None:
+    missing = len({f"<0x{byte:02X}>" for byte in range(256)} - ids.keys())
+    if vocabulary.words is None and vocabulary.unknown is None and missing:
         raise FileFormatError(vocabulary.path, f"{missing} of 256 bytes have no token")
 
 
@@ -322,30 +328,56 @@ def _merges_by_score(
     Sources: SentencePiece, `bpe_model.cc`; Hugging Face transformers, `convert_slow_tokenizer.py`,
     whose order this is.
     """
-    sizes = [len(texts[i]) for i in tokens]
-    if sum(sizes) > _MAX_VOCAB_CHARS or max(sizes, default=0) > _MAX_TOKEN_CHARS:
+    pieces = [texts[i] for i in tokens]
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    if lengths.sum() > _MAX_VOCAB_CHARS or lengths.max(initial=0) > _MAX_TOKEN_CHARS:
         raise FileFormatError(
             vocabulary.path,
-            f"a token of {max(sizes)} characters (allowed: {_MAX_TOKEN_CHARS}), "
-            f"all together {sum(sizes)} (allowed: {_MAX_VOCAB_CHARS})",
+            f"a token of {lengths.max()} characters (allowed: {_MAX_TOKEN_CHARS}), "
+            f"all together {lengths.sum()} (allowed: {_MAX_VOCAB_CHARS})",
         )
-    known = frozenset(texts[i] for i in tokens)
-    users = {i for i in tokens if vocabulary.kinds[i] == Kind.USER}
-    scores = {i: 0.0 if i in users else vocabulary.scores[i] for i in tokens}
-    merges: list[tuple[str, str]] = []
-    ranked = sorted(tokens, key=scores.__getitem__, reverse=True)
-    for _, tied in groupby(ranked, key=scores.__getitem__):
-        pairs = [
-            (text[:cut], text[cut:])
-            for text in map(texts.__getitem__, tied)
-            for cut in range(1, len(text))
-            if text[:cut] in known and text[cut:] in known
-        ]
-        merges += sorted(pairs, key=_half_lengths, reverse=True)
-        if len(merges) > _MAX_MERGES:
-            raise FileFormatError(vocabulary.path, f"more than {_MAX_MERGES} merges")
-    return merges
+    token, left, right = _splits(pieces, lengths)
+    if len(token) > _MAX_MERGES:
+        raise FileFormatError(vocabulary.path, f"more than {_MAX_MERGES} merges")
+    users = np.array([vocabulary.kinds[i] == Kind.USER for i in tokens])
+    scores = np.where(users, 0.0, np.array(vocabulary.scores)[tokens])
+    order = np.lexsort((-lengths[right], -lengths[left], -scores[token]))
+    halves = left[order].tolist(), right[order].tolist()
+    return list(zip(*(map(pieces.__getitem__, half) for half in halves), strict=True))
 
 
-def _half_lengths(pair: tuple[str, str]) -> tuple[int, int]:
-    return len(pair[0]), len(pair[1])
+def _splits(texts: Sequence[str], lengths: Indices) -> tuple[Indices, Indices, Indices]:
+    """All cuts of a text into two of the texts: the indices of the text, its left and its right.
+
+    By rolling hashes modulo 2^64 of all prefixes and suffixes at once, in half the time of looking
+    Gemma's 2.4 million of them up in a set. Should two share a hash (for a vocabulary like that
+    the chance is some 1e-8), the merge model refuses the file.
+    """
+    chars = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32).astype(np.uint64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    powers = np.full(len(chars) + 1, 0x9E3779B97F4A7C15, np.uint64)
+    powers[0] = 1
+    powers = np.multiply.accumulate(powers)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(chars * powers[:-1])])
+
+    def digest(start: Indices, end: Indices) -> npt.NDArray[np.uint64]:
+        digests: npt.NDArray[np.uint64] = (sums[end] - sums[start]) * powers[len(chars) - start]
+        return digests
+
+    whole = digest(starts, ends)
+    order = np.argsort(whole)
+    whole = whole[order]
+
+    def find(start: Indices, end: Indices) -> Indices:
+        wanted = digest(start, end)
+        at = np.minimum(np.searchsorted(whole, wanted), len(whole) - 1)
+        return np.where(whole[at] == wanted, order[at], -1)
+
+    token, cut = np.repeat(np.arange(len(texts)), lengths), np.arange(len(chars))
+    inside = cut > starts[token]
+    token, cut = token[inside], cut[inside]
+    left = find(starts[token], cut)
+    token, cut, left = (array[left >= 0] for array in (token, cut, left))
+    right = find(cut, ends[token])
+    return token[right >= 0], left[right >= 0], right[right >= 0]

@@ -62,6 +62,7 @@ class Branch:
         self._priority, self._deadline = priority, deadline
         self._forks = 0
         self._pending: Request | None = None
+        self._said: list[int] = []
         run.live.add(self)
         engine.activity += 1
 
@@ -73,13 +74,15 @@ class Branch:
 
     @property
     def tokens(self) -> list[int]:
-        """Token ids of the whole path, the prompt included."""
+        """Token ids of the whole path, the prompt included. Raises InputError once dropped."""
+        self._alive()
         return self._cursor.path()
 
     @property
     def text(self) -> str:
-        """Text of everything on the path after the prompt."""
-        return self.engine.text_of(self.tokens[self._prompt_end :])
+        """Text of everything on the path after the prompt; a dropped branch keeps it."""
+        said = self._cursor.path(self._prompt_end) if self.live else self._said
+        return self.engine.text_of(said)
 
     @property
     def mark(self) -> Mark:
@@ -115,7 +118,7 @@ class Branch:
         """
         if not self.live:
             return
-        self.live = False
+        self.live, self._said = False, self._cursor.path(self._prompt_end)
         self.run.live.discard(self)
         self.engine.activity += 1
         if self._pending is not None:
@@ -219,9 +222,8 @@ class Branch:
             while (piece := await pieces.get()) is not None:
                 yield piece
         finally:
-            if not work.done():
-                work.cancel()
-                await asyncio.wait([work])
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
         await work
 
     async def force(self, content: str | Sequence[int]) -> Step:
@@ -295,24 +297,19 @@ class Branch:
         self._ready()
         budget = self.run.budget
         wanted = min(limit, self.engine.core.capacity - self._cursor.position)
-        granted = budget.reserve(wanted) if wanted else 0
-        writer = _Writer(self, stop_at, granted, on_text)
+        writer = _Writer(self, stop_at, on_text)
+        request = Draw(self._cursor, sampling, writer.draw, _nothing, prompt_end=self._prompt_end)
+        request.expired = lambda: budget.left_seconds <= 0
+        granted = writer.limit = budget.reserve(wanted) if wanted else 0
         stop: Stop = "limit" if granted == wanted else "budget"
-        request = None
         if granted:
-            request = Draw(
-                self._cursor, sampling, writer.draw, _nothing, prompt_end=self._prompt_end
-            )
-            request.expired = lambda: budget.left_seconds <= 0
             try:
                 await self._perform(request)
             finally:
                 budget.settle(granted, writer.drawn)
                 self.run.sampled_tokens += writer.drawn
-            if writer.stop is None and writer.drawn < granted:
+            if writer.drawn < granted:
                 stop = "budget" if self.live else "dead"
-            if writer.error is not None:
-                raise writer.error
         stop = writer.stop or stop
         if self.live:
             writer.close(keep)
@@ -428,16 +425,14 @@ class _Writer:
         self,
         branch: Branch,
         until: _Condition | None = None,
-        limit: int = 0,
         on_text: Callable[[str], None] | None = None,
     ) -> None:
-        self.branch, self.until, self.limit, self.on_text = branch, until, limit, on_text
+        self.branch, self.until, self.on_text = branch, until, on_text
         self.start = branch._cursor.position
         self.results: list[Result] = []
         self.text = ""
         self.stop: Stop | None = None
-        self.error: Exception | None = None
-        self.drawn = 0
+        self.drawn = self.limit = 0
         self.began = time.monotonic()
         self._borders = [0]
         self._cut: int | None = None
@@ -445,7 +440,7 @@ class _Writer:
         self._tokenizer = branch.engine.tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         # The last token may have ended inside a character.
-        for token in branch.tokens[branch._prompt_end :][-4:]:
+        for token in branch._cursor.path(max(branch._prompt_end, self.start - 4)):
             self._utf8.decode(self._tokenizer.token_bytes(token))
 
     def add(self, result: Result) -> None:
@@ -456,16 +451,16 @@ class _Writer:
 
     def draw(self, result: Result) -> bool:
         """Take a sampled token; returns whether to stop."""
+        self.drawn += 1
         before = len(self.text)
         self.add(result)
-        self.drawn += 1
         assert self.until is not None
         self._cut = self.until.find(self.text, before) if len(self.text) > before else None
         if self._cut is not None:
             self.stop = "until"
         elif result.token in self._tokenizer.ends:
             self.stop = "end"
-        elif self._passes():
+        elif self.until.test is not None and self.until.test(self.branch._step(self, "until")):
             self.stop = "until"
         if self.stop is None:
             self._tell(len(self.text) - max(0, self.until.longest - 1))
@@ -480,17 +475,6 @@ class _Writer:
             branch = self.branch
             branch.engine.core.tree.rewind(branch._cursor, self.start + kept)
         self._tell(len(self.text))
-
-    def _passes(self) -> bool:
-        """Whether the caller's test stops here; its exception does, and is raised by `extend`."""
-        assert self.until is not None
-        if self.until.test is None:
-            return False
-        try:
-            return bool(self.until.test(self.branch._step(self, "until")))
-        except Exception as error:
-            self.error = error
-            return True
 
     def _tell(self, end: int) -> None:
         if self.on_text is not None and end > self._told:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, cast
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, cast
 
 from anabranch.backends.philox import derive
 from anabranch.engine.core import EngineCore, Pass
 from anabranch.engine.requests import Request
 from anabranch.errors import AnabranchError, ContextError, InputError, ResourceError, check_range
-
 from anabranch.program.branch import Branch
 from anabranch.program.run import Run
 
@@ -27,6 +26,9 @@ QUIET_TURNS = 4
 """Turns of the event loop without new work before a pass starts: lets programs that were just
 woken say what they want next, so that they share the pass."""
 
+MOST_TURNS = 64
+"""Most turns a pass waits for that: a program that is never quiet holds nobody up."""
+
 
 class Engine:
     """Branches over one model. Its operations are awaited; `LM` is the door for scripts.
@@ -38,6 +40,7 @@ class Engine:
         self.core = core
         self.tokenizer = tokenizer
         self.activity = 0
+        self._passes: Coroutine[Any, Any, None] | None = None
         self._driver: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="anabranch-pass")
@@ -143,7 +146,8 @@ class Engine:
         self.core.submit(request, priority=priority, deadline=deadline)
         self.activity += 1
         if self._driver is None or self._driver.done():
-            self._driver = loop.create_task(self._drive(), name="anabranch passes")
+            self._passes = self._drive()
+            self._driver = loop.create_task(self._passes, name="anabranch passes")
         try:
             await done
         finally:
@@ -152,32 +156,39 @@ class Engine:
             raise request.error
 
     def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is not loop:
-            busy = self._driver is not None and not self._driver.done()
-            if busy and self._loop is not None and not self._loop.is_closed():
+        if self._loop is loop:
+            return
+        if self._driver is not None and not self._driver.done():
+            assert self._loop is not None
+            assert self._passes is not None
+            if not self._loop.is_closed():
                 raise InputError(
                     "the engine is busy in another event loop",
                     fix="use one event loop, or load a second engine",
                 )
-            self._loop, self._driver = loop, None
+            # It was closed in the middle of a pass: nobody waits for what was asked there.
+            self.core.requests.clear()
+            self._passes.close()
+        self._loop, self._driver = loop, None
 
     async def _drive(self) -> None:
         """Run passes while anything waits."""
         try:
             await self._run_passes()
-        except Exception as error:
-            # A fault of ours: those who wait must learn of it instead of waiting for ever.
+        except BaseException as error:
+            # Cancelled, or a fault of ours: those who wait must learn of it, not wait for ever.
             self.core.fail_all(_as_ours(error))
+            if not isinstance(error, Exception):
+                raise
 
     async def _run_passes(self) -> None:
         await self._settle()
         while (work := self.core.prepare()) is not None:
             waiting = len(self.core.requests)
-            computed = self._worker.submit(self.core.compute, work)
             try:
-                await asyncio.wrap_future(computed)
+                await self._compute(work)
             except BaseException as error:
-                self._abandon(work, computed, error)
+                self.core.fail(work, _as_ours(error))
                 if not isinstance(error, Exception):
                     raise
             else:
@@ -187,18 +198,23 @@ class Engine:
             else:
                 await asyncio.sleep(0)
 
-    def _abandon(self, work: Pass, computed: Future[None], error: BaseException) -> None:
-        if not computed.cancel() and not computed.done():
-            # The pages it writes must not be handed out before it has ended.
-            computed.exception()
-        self.core.fail(work, _as_ours(error))
+    async def _compute(self, work: Pass) -> None:
+        computed = self._worker.submit(self.core.compute, work)
+        try:
+            await asyncio.wrap_future(computed)
+        finally:
+            if not computed.cancel():
+                # The pages it writes must not be handed out before it has ended.
+                wait([computed])
 
     async def _settle(self) -> None:
         quiet = 0
-        while quiet < QUIET_TURNS:
+        for _ in range(MOST_TURNS):
             seen = self.activity
             await asyncio.sleep(0)
             quiet = quiet + 1 if seen == self.activity else 0
+            if quiet == QUIET_TURNS:
+                return
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

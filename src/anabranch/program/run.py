@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
 from anabranch.engine.requests import Cost
@@ -66,6 +67,7 @@ class Run:
             self.trace.note(event, **fields)
 
     def drop_all(self, reason: str = "") -> None:
-        """Drop every branch that is still alive."""
-        for branch in list(self.live):
-            branch.drop(reason)
+        """Drop every branch that is still alive, also when writing that down fails."""
+        with ExitStack() as stack:
+            for branch in self.live:
+                stack.callback(branch.drop, reason)

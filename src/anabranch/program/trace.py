@@ -21,6 +21,7 @@ Other events may occur: readers pass over them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -126,7 +127,10 @@ class Trace:
             self._file.write(line.encode())
             self._file.flush()
         except OSError as error:
-            path, self._file = self._file.name, None
+            path = self._file.name
+            with contextlib.suppress(OSError):
+                self.close()
+            self._file = None
             raise ResourceError(
                 f"the trace cannot be written: {error.strerror or error}", got=path
             ) from error

@@ -18,13 +18,6 @@ from anabranch.program.run import Run
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.answers import extract
 
-
-def candidates(run: Run) -> list[Thought]:
-    """The run's thoughts so far, kept up to date by the loops here: all there is if it ends now."""
-    found: list[Thought] = run.__dict__.setdefault("thoughts", [])
-    return found
-
-
 Advance = Callable[[Thought, int], Awaitable[None]]
 """One step of one thought, of at most so many tokens; updates the thought."""
 
@@ -39,14 +32,15 @@ def sampler(problem: Problem, **sampling: Any) -> Advance:
     """
 
     async def advance(thought: Thought, limit: int) -> None:
-        branch = thought.branch
+        branch, before = thought.branch, thought.branch.last
         try:
-            step = await branch.extend(limit, **sampling)
-            thought.logp += step.logp
-            thought.logw += step.logw
-            thought.tokens += len(step.tokens)
-            thought.done = step.stop == "end"
+            await branch.extend(limit, **sampling)
         finally:  # whoever stops us wants what there is
+            if branch.last is not None and branch.last is not before:
+                thought.logp += branch.last.logp
+                thought.logw += branch.last.logw
+                thought.tokens += len(branch.last.tokens)
+                thought.done = branch.last.stop == "end"
             thought.text = branch.text
             thought.answer = extract(thought.text, problem, done=thought.done)
         thought.done |= thought.answer is not None
@@ -88,14 +82,21 @@ async def population(
         The last population. Ends early when all are done or the budget is over.
     """
     current = list(thoughts)
+    if not current:
+        return []
+    run = current[0].branch.run
+    _register(run, current)
     for _ in range(rounds):
         live = [thought for thought in current if not thought.done]
-        if not live or live[0].branch.run.budget.over:
+        if not live or run.budget.over:
             break
-        share = _share(live[0].branch.run.budget, limit, len(live))
+        share = _share(run.budget, limit, len(live))
         await together(advance(thought, share) for thought in live)
         if select is not None:
-            current = _replace(current, await select(current))
+            selected = await select(current)
+            _retire(run, current, selected)
+            _register(run, selected)
+            current = selected
     return current
 
 
@@ -115,7 +116,6 @@ async def sample(
         wave = int(max(1, min(len(waiting), budget.left_tokens // limit)))
         begun, waiting = waiting[:wave], waiting[wave:]
         thoughts += begun
-        candidates(root.run).extend(begun)
         await population(begun, advance, limit=limit)
     for thought in waiting:
         thought.branch.drop("the budget ended before it began")
@@ -128,19 +128,17 @@ def _share(budget: Budget, limit: int, live: int) -> int:
     return limit if left == math.inf else max(1, min(limit, int(left) // live))
 
 
-def _replace(before: list[Thought], after: list[Thought]) -> list[Thought]:
-    """Make `after` the population: drop the branches of those left out, register newcomers.
+def _register(run: Run, thoughts: Sequence[Thought]) -> None:
+    """Make them candidates of the run, if they are not already."""
+    known = set(map(id, run.thoughts))
+    run.thoughts += [thought for thought in thoughts if id(thought) not in known]
 
-    A finished thought that is left out stays a candidate.
-    """
-    if not before:
-        return after
-    kept, registered = {id(thought) for thought in after}, candidates(before[0].branch.run)
-    for thought in before:
-        if id(thought) not in kept:
-            thought.branch.drop("not selected")
-            if not thought.done:
-                registered.remove(thought)
-    known = {id(thought) for thought in before}
-    registered.extend(thought for thought in after if id(thought) not in known)
-    return after
+
+def _retire(run: Run, before: Sequence[Thought], after: Sequence[Thought]) -> None:
+    """Drop the branches of thoughts left out. What has come to its end stays a candidate."""
+    kept = set(map(id, after))
+    left = [thought for thought in before if id(thought) not in kept]
+    for thought in left:
+        thought.branch.drop("not selected")
+    forgotten = {id(thought) for thought in left if not thought.done}
+    run.thoughts = [thought for thought in run.thoughts if id(thought) not in forgotten]

@@ -6,14 +6,12 @@ from anabranch.errors import InputError
 from anabranch.program.types import Problem
 from anabranch.reason.answers import letters
 
-INSTRUCTION = "Think step by step. Then end with one line of the form: The answer is X."
-"""Asks for steps and for an ending that `answers.extract` reads. Short: small models lose a long
-one."""
+STEPS = "Work it out step by step, one short line per step."
+"""Small models lose long instructions, and skip the steps when the ending is asked for first."""
 
-INSTRUCTION_CHOICE = (
-    "Think step by step. Then end with one line of the form: The answer is X. "
-    "X is the letter of the right option."
-)
+ENDING = 'At the end write "The answer is" and the answer.'
+ENDING_CHOICE = 'At the end write "The answer is" and the letter of the right option.'
+"""Endings that `answers.extract` reads."""
 
 
 def messages(problem: Problem) -> list[dict[str, str]]:
@@ -35,5 +33,5 @@ def messages(problem: Problem) -> list[dict[str, str]]:
             {"role": "system", "content": problem.system},
             {"role": "user", "content": question},
         ]
-    instruction = INSTRUCTION_CHOICE if letters(problem) else INSTRUCTION
-    return [{"role": "user", "content": f"{question}\n\n{instruction}"}]
+    ending = ENDING_CHOICE if letters(problem) else ENDING
+    return [{"role": "user", "content": f"{question}\n\n{STEPS} {ending}"}]

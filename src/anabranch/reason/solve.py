@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from anabranch.errors import AnabranchError
 from anabranch.program.branch import Branch
@@ -11,11 +12,16 @@ from anabranch.program.run import Run
 from anabranch.program.types import Answer, Candidate, Problem, Thought
 from anabranch.reason.answers import extract, normalise_text
 from anabranch.reason.folds import mean_logp
-from anabranch.reason.kernels import candidates, note_thought
+from anabranch.reason.kernels import note_thought
 from anabranch.reason.registry import NamedStrategy
 
 NO_ANSWER = "no answer"
 """The answer when not a word was written."""
+
+
+Reading = Literal["answer", "guess", "text"]
+"""Where answers come from: finished thoughts and statements; else what unfinished text seems to
+say; else the texts themselves."""
 
 
 async def think(
@@ -44,12 +50,12 @@ async def think(
         try:
             thoughts = await strategy.make()(problem, root, run.budget)
         except AnabranchError as error:
-            if not any(thought.text.strip() for thought in candidates(run)):
+            if not any(thought.text.strip() for thought in run.thoughts):
                 raise
             return conclude(problem, strategy, run, model=model, notes=[f"stopped early: {error}"])
         return conclude(problem, strategy, run, thoughts, model=model)
     finally:
-        run.drop_all("the program ended")
+        run.drop_all()
 
 
 def conclude(
@@ -66,12 +72,12 @@ def conclude(
     Confidence is the share of the weight that the answer has, counting thoughts without an answer
     against it.
     """
-    thoughts = thoughts or candidates(run)
+    thoughts = thoughts or run.thoughts
     for thought in thoughts:
         if not thought.done:
             note_thought(thought)
-    notes = (*notes, *_notes(run, thoughts))
-    thoughts, verbatim = _read(problem, thoughts)
+    thoughts, reading = _read(problem, thoughts)
+    notes = (*notes, *_notes(run, thoughts, reading))
     voices = [thought for thought in thoughts if thought.answer is not None]
     weights = dict(strategy.method.fold(voices))
     winner = next(iter(weights), None)
@@ -79,7 +85,7 @@ def conclude(
     voice = max(agreeing, key=lambda t: (t.done, mean_logp(t)), default=None)
     text = voice.text.strip() if voice else ""
     answer = Answer(
-        answer=(text if verbatim else winner) or NO_ANSWER,
+        answer=(text if reading == "text" else winner) or NO_ANSWER,
         text=text,
         confidence=weights[winner] * len(voices) / len(thoughts) if winner else 0.0,
         strategy=str(strategy),
@@ -99,24 +105,22 @@ def conclude(
     return answer
 
 
-def _read(problem: Problem, thoughts: Sequence[Thought]) -> tuple[Sequence[Thought], bool]:
-    """Thoughts with the surest reading that gives any answer, and whether it is their whole text.
-
-    What finished or stated its answer comes first; then what can be read off unfinished text; then
-    the texts themselves.
-    """
+def _read(problem: Problem, thoughts: Sequence[Thought]) -> tuple[Sequence[Thought], Reading]:
+    """Thoughts with the surest reading that gives any answer, and which that is."""
     if any(thought.answer is not None for thought in thoughts):
-        return thoughts, False
-    loose = [replace(t, answer=extract(t.text, problem)) for t in thoughts]
-    if any(thought.answer is not None for thought in loose):
-        return loose, False
-    return [replace(t, answer=normalise_text(t.text) or None) for t in thoughts], True
+        return thoughts, "answer"
+    guesses = [replace(t, answer=extract(t.text, problem)) for t in thoughts]
+    if any(thought.answer is not None for thought in guesses):
+        return guesses, "guess"
+    return [replace(t, answer=normalise_text(t.text) or None) for t in thoughts], "text"
 
 
-def _notes(run: Run, thoughts: Sequence[Thought]) -> list[str]:
+def _notes(run: Run, thoughts: Sequence[Thought], reading: Reading) -> list[str]:
     notes = []
     if run.budget.over:
         notes.append("the budget was used up")
+    if reading == "guess":
+        notes.append("the answer is a guess from unfinished thoughts")
     unfinished = sum(not thought.done for thought in thoughts)
     if unfinished:
         notes.append(f"{unfinished} of {len(thoughts)} thoughts did not come to an end")
