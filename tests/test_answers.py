@@ -35,6 +35,8 @@ CHOICE = Problem("Which?", choices=("red apple", "green", "blue"))
         ("The answer is 2 + 2 = 4.", "4"),
         ("The answer is −5 degrees", "-5"),
         ("The answer is ５", "5"),
+        ("The answer is .5.", "0.5"),
+        ("The answer is -$3", "-3"),
         ("The answer is 1 1/2", "3/2"),
         ("The answer is 1.5e3", "1500"),
         ("The answer is 5 (five).", "5"),

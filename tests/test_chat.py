@@ -250,6 +250,7 @@ BOMBS = {
     "squaring": DOUBLING.replace("'ab'", "10").replace("BOOM", "ns.x * ns.x"),
     "a long text": "{{ 'a' * 10**9 }}",
     "a long text, reversed": "{{ 10**9 * 'a' }}",
+    "a long text, in time": "{{ 'a' * 2 * 10**6 }}",
     "a long list": "{{ ([1] * 10**9) | length }}",
     "a huge number": "{{ 10**(10**8) }}",
     "formatting": "{{ '%1000000000d' % 5 }}",
@@ -312,6 +313,7 @@ def test_bombs_are_stopped(name: str) -> None:
         "{% for",
         "{{ messages[9].content.x }}",
         "{{ 1 / 0 }}",
+        "{{ '\\ud800' }}",
     ],
 )
 def test_what_templates_may_not_do_is_refused(source: str) -> None:

@@ -28,6 +28,7 @@ MAX_CONTENT_CHARS = 4_000_000
 _MAX_SOURCE_CHARS = 1 << 15
 _STEPS, _STEPS_PER_MESSAGE = 2_000_000, 10_000
 _CHARS, _CHARS_PER_CONTENT_CHAR = 16_000_000, 64
+_MAX_ADDED_CHARS = 1_000_000
 _SECRET_CHARS = 16
 _FIRST_SYMBOL, _MAX_SYMBOLS = 0xF0000, 1000  # private-use characters that follow the secret
 
@@ -111,6 +112,9 @@ class ChatTemplate:
         }
         try:
             rendered = self._template.render(values)
+            rendered.encode()
+            if len(rendered) > 2 * size + _MAX_ADDED_CHARS:
+                raise TemplateError("it makes too much text")
         except Refused as error:
             raise InputError(
                 f"the model's chat template refuses this conversation: {self._plain(error)}",

@@ -63,6 +63,7 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _LATEX_NOISE = re.compile(r"\\[,;:! ()\[\]]|\\(?:left|right|circ|quad)\b|\$\$|\^\\?circ")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s(?=\S)")
 _EDGES = string.whitespace + string.punctuation.replace("%", "") + "“”‘’«»…。·"
+_LEFT_EDGES = "".join(c for c in _EDGES if c not in "-.$")  # these may open a number
 
 
 def extract(text: str, problem: Problem, *, done: bool = True) -> str | None:
@@ -167,8 +168,7 @@ def _without_latex(raw: str) -> str:
 def _stated_number(plain: str) -> str | None:
     """The number of a statement such as "x = 5 cm." or "42, because ..."."""
     for part in (plain, _NUMBER_END.split(plain, maxsplit=1)[0]):
-        part = part.rpartition("=")[2].strip(_EDGES.replace("-", "").replace("$", ""))
-        part = part.rstrip("$").strip()
+        part = part.rpartition("=")[2].lstrip(_LEFT_EDGES).rstrip(_EDGES)
         if not _WORDS_BETWEEN.search(part) and (number := normalise_number(part)):
             return number
     return None
