@@ -140,10 +140,10 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
 
   std::lock_guard lock(mutex_);
   const int64_t rows = x.rows, groups = weight.groups;
-  auto* quantized = quantized_.get<Group>(rows * groups);
+  auto* quantized = quantized_.get<Group>(2 * rows * groups);
   const auto quantize = [&](int64_t r) {
     kernels_.quantize(x.data + r * x.columns, x.columns, weight_of(options.norm),
-                      eps_of(options.norm), quantized + r * groups, groups);
+                      eps_of(options.norm), quantized + 2 * r * groups, groups);
   };
   // A few rows are quantized before the other threads would have heard of it.
   if (rows < 4) for (int64_t r = 0; r < rows; ++r) quantize(r);

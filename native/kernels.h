@@ -13,12 +13,14 @@ constexpr int64_t kSlots = 16;     // KV slots of a page
 constexpr int64_t kSpan = 256;     // positions whose attention is summed before it is merged
 constexpr int64_t kRowBlock = 64;  // most rows that meet a weight tile while it is in cache
 
-// A row's activations of one group: x = scale * q.
+// A row's activations of one group: x = scale * q, and where a row has outliers, what is left of
+// them after rounding as a second such group.
 struct Group {
   int8_t q[kGroup];
   float scale;
-  float total;     // scale * (sum[0] + sum[1]), to be multiplied with weight offsets
-  int32_t sum[2];  // of q, by half groups
+  float total;     // scale * (sum[0] + sum[1]), to be multiplied with weight offsets; of both
+  int16_t sum[2];  // of q, by half groups
+  uint32_t rest;   // whether there is a second group; if not, it is all zero
 };
 
 // One matrix of a stack, in tiles of 16 outputs. A tile is its groups of 32 inputs one after the
@@ -46,7 +48,7 @@ struct LinearJob {
   const Part* parts;
   int64_t groups;
   const float* bias;  // [outputs] or null
-  const Group* x;     // [rows, groups]
+  const Group* x;     // [rows, 2, groups]: all groups of a row, then the second ones
   Activation activation;
   int64_t gate_tiles;  // with an activation: tiles of the gate half; those of `up` follow
   bool add;

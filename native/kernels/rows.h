@@ -46,12 +46,28 @@ inline void quantize_group(F32 low, F32 high, Group* out) {
   }
   store_bytes(out->q, round(low * splat(inverse)));
   store_bytes(out->q + kLanes, round(high * splat(inverse)));
-  out->sum[0] = sum_bytes(out->q, kLanes);
-  out->sum[1] = sum_bytes(out->q + kLanes, kLanes);
+  out->sum[0] = (int16_t)sum_bytes(out->q, kLanes);
+  out->sum[1] = (int16_t)sum_bytes(out->q + kLanes, kLanes);
+  out->rest = 0;
   out->scale = finite ? scale : __builtin_nanf("");
   out->total = out->scale * (float)(out->sum[0] + out->sum[1]);
 }
 
+// Groups whose scale is this many times the row's root mean square are quantized twice: a few
+// outliers would else cost their whole group its precision, and a small model its likeliest token.
+constexpr float kOutlier = 1.5f;
+
+// The second group of an outlier: what rounding to `first` has left of x.
+inline void quantize_rest(F32 low, F32 high, Group* first, Group* rest) {
+  float q[kGroup];
+  for (int64_t i = 0; i < kGroup; ++i) q[i] = first->q[i];
+  const F32 minus = splat(-first->scale);
+  quantize_group(fma(minus, load(q), low), fma(minus, load(q + kLanes), high), rest);
+  first->total += rest->total;
+  first->rest = 1;
+}
+
+// Rows depend on nothing but themselves: which groups are outliers too.
 inline void quantize(const float* x, int64_t inputs, const float* weight, float eps, Group* out,
                      int64_t groups) {
   const F32 factor = splat(weight ? inverse_rms(x, inputs, eps) : 1.0f);
@@ -59,8 +75,17 @@ inline void quantize(const float* x, int64_t inputs, const float* weight, float 
     const F32 v = load_first(x + i, inputs - i);
     return weight ? v * factor * load_first(weight + i, inputs - i) : v;
   };
-  for (int64_t g = 0; g < groups; ++g)
+  float squares = 0.0f;
+  for (int64_t g = 0; g < groups; ++g) {
     quantize_group(lanes(g * kGroup), lanes(g * kGroup + kLanes), out + g);
+    squares = __builtin_fmaf(out[g].scale, out[g].scale, squares);
+  }
+  const float limit = kOutlier * __builtin_sqrtf(squares / (float)groups);
+  Group* rest = out + groups;
+  memset(rest, 0, groups * sizeof *rest);
+  for (int64_t g = 0; g < groups; ++g)
+    if (out[g].scale > limit)
+      quantize_rest(lanes(g * kGroup), lanes(g * kGroup + kLanes), out + g, rest + g);
 }
 
 // The head `x[dim]` into `y`, normed unless weight is null, its pairs (j, j + dim/2) rotated.
