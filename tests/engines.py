@@ -23,7 +23,7 @@ class ByteTokenizer:
     vocab_size = 300
     ends = frozenset({256})
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:

@@ -49,7 +49,7 @@ class ChatTokenizer:
     vocab_size = 260
     ends = frozenset({END})
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, tokens: Iterable[int]) -> str:

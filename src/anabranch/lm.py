@@ -106,12 +106,12 @@ class LM:
     def run(self, program: Coroutine[Any, Any, T]) -> T:
         """Run an asynchronous program to its end, also from inside a running event loop.
 
-            async def program():
-                root = lm.engine.open("Once upon a time")
-                steps = await asyncio.gather(*(b.extend(20) for b in root.fork(4)))
-                return [step.text for step in steps]
+        async def program():
+            root = lm.engine.open("Once upon a time")
+            steps = await asyncio.gather(*(b.extend(20) for b in root.fork(4)))
+            return [step.text for step in steps]
 
-            texts = lm.run(program())
+        texts = lm.run(program())
         """
         try:
             asyncio.get_running_loop()

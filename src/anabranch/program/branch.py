@@ -39,6 +39,7 @@ class Branch:
         run: the program it belongs to.
         live: not dropped yet.
         last: the last step taken, or None.
+        origin: position where its path left its parent's (root: end of the prompt).
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Branch:
         self.live = True
         self.last: Step | None = None
         self._cursor = cursor
-        self._origin = cursor.position
+        self.origin = cursor.position
         self._prompt_end = cursor.position if prompt_end is None else prompt_end
         self._priority, self._deadline = priority, deadline
         self._forks = 0
@@ -149,7 +150,7 @@ class Branch:
         branch: Branch | None = self
         limit = self._cursor.position
         while branch is not None and branch.id != mark.branch:
-            limit = min(limit, branch._origin)
+            limit = min(limit, branch.origin)
             branch = branch.parent
         if branch is None or not 1 <= mark.position <= limit:
             raise InputError(
@@ -305,6 +306,9 @@ class Branch:
         if granted:
             try:
                 await self._perform(request)
+            except asyncio.CancelledError:
+                self._note_step("extend", self._step(writer, "dead", request))
+                raise
             finally:
                 budget.settle(granted, writer.drawn)
                 self.run.sampled_tokens += writer.drawn

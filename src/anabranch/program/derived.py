@@ -304,7 +304,7 @@ def _line(branch: Branch) -> list[tuple[str, int]]:
     """A branch and its ancestors, each with the position where the path leaves it."""
     line, position = [(branch.id, branch.mark.position)], branch.mark.position
     while branch.parent is not None:
-        position = min(position, branch._origin)
+        position = min(position, branch.origin)
         branch = branch.parent
         line.append((branch.id, position))
     return line

@@ -119,7 +119,7 @@ class Engine:
             InputError: not text, or an id outside the vocabulary.
         """
         if isinstance(content, str):
-            return self.tokenizer.encode(content)
+            return self.tokenizer.encode(content, start=False)
         vocab = self.core.decoder.config.vocab
         for token in content:
             if isinstance(token, bool) or not isinstance(token, int):

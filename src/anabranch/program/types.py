@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Stop = Literal["until", "end", "limit", "budget", "dead", "forced"]
 """Why a step ended: a stop condition, the model's own end, the limit, the budget, its branch was
-dropped meanwhile; or its tokens were given."""
+dropped or it was cancelled meanwhile; or its tokens were given."""
 
 
 @dataclass(frozen=True)
