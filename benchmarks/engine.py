@@ -84,11 +84,21 @@ def provenance() -> dict[str, Any]:
     )
     return {
         "commit": git.stdout.strip() or "unknown",
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "features": NativeBackend().features(),
         "python": platform.python_version(),
         "command": "python " + " ".join(sys.argv),
     }
+
+
+def processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.backends.philox import philox
-from anabranch.errors import ContextError, InputError
+from anabranch.errors import ContextError, InputError, ResourceError
 from anabranch.program.engine import Engine
+from anabranch.program.run import Run
 from anabranch.program.types import Mark, Step
 from tests.engines import make_engine, run
 
@@ -267,12 +268,44 @@ def test_a_dropped_branch_ends_what_is_pending_on_it() -> None:
         step = await work
         assert step.stop == "dead"
         assert branch.run.budget.spent_tokens == branch.run.prompt_tokens + len(step.tokens)
+        assert branch.text.startswith(step.text)
         with pytest.raises(InputError, match="dropped"):
             branch.fork()
+        with pytest.raises(InputError, match="dropped"):
+            _ = branch.tokens
         with pytest.raises(InputError, match="dropped"):
             await branch.extend(1)
 
     on_engine(program)
+
+
+def test_a_dropped_branch_keeps_its_text_whatever_the_tree_becomes() -> None:
+    async def program(engine: Engine) -> None:
+        root = engine.open(PROMPT)
+        left = root.fork()
+        await left.extend(6, bias=LETTERS)
+        text = left.text
+        twin = left.fork(at=Mark(left.id, left.mark.position - 1))
+        left.drop()
+        await twin.force("another word")
+        assert left.text == text
+
+    on_engine(program)
+
+
+def test_a_trace_that_breaks_does_not_keep_branches_alive() -> None:
+    class Full:
+        def note(self, event: str, **_: object) -> None:
+            if event == "drop":
+                raise ResourceError("the disk is full")
+
+    engine = make_engine("llama", "native")
+    work = Run(trace=Full())
+    engine.open(PROMPT, run=work).fork(5)
+    with pytest.raises(ResourceError, match="disk"):
+        work.drop_all()
+    assert not work.live
+    assert not engine.core.tree.roots
 
 
 BAD: dict[str, Any] = {

@@ -8,13 +8,16 @@ threads, or on other programs that run beside it.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anabranch.errors import InputError, ModelError, ResourceError
+from anabranch.engine.core import Pass
+from anabranch.engine.scheduler import DecodeFirst, Waiting
+from anabranch.errors import AnabranchError, InputError, ModelError, ResourceError
 from anabranch.program.budget import Budget
 from anabranch.program.engine import Engine
 from anabranch.program.run import Run
@@ -203,22 +206,53 @@ def test_preemption_happens_and_is_counted() -> None:
     assert engine.core.stats.preempted_nodes == 0
 
 
-def test_a_branch_that_does_not_fit_fails_alone() -> None:
-    engine = make_engine("llama", "native", pages=8)
+def test_what_fits_alone_fits_whatever_ran_before() -> None:
+    """Every fork in mid-page copies a page; they must not cost the branch that goes on."""
 
-    async def program() -> list[Any]:
-        small = engine.open("abc")
-        large = engine.open("x" * 100)
-        for _ in range(8):  # each fork in mid-page copies a page, all stay pinned
+    async def program(engine: Engine) -> list[Step]:
+        small, large = engine.open("abc"), engine.open("x" * 90)
+        for _ in range(10):
             large = large.fork()
             await large.force("yz")
-            large.fork(), await large.fork().force("k")
-        return await asyncio.gather(small.extend(5), large.extend(60), return_exceptions=True)
+            await large.fork().force("k")
+        return await asyncio.gather(small.extend(5), large.extend(60))
 
-    fine, failed = run(engine, program())
-    assert isinstance(fine, Step)
+    tight, roomy = make_engine("llama", "native", pages=8), make_engine("llama", "native")
+    fine, full = run(tight, program(tight))
+    assert tight.core.stats.preempted_nodes > 0
     assert len(fine.tokens) == 5
-    assert isinstance(failed, Step | ResourceError)
+    assert (len(full.tokens), full.stop) == (8 * 16 - 110, "limit")
+    other, longer = run(roomy, program(roomy))
+    assert evidence(other) == evidence(fine)
+    assert longer.logps[: len(full.tokens)] == full.logps
+
+
+def test_forks_that_wait_at_one_place_share_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine("llama", "native", max_rows=8)
+    prepare, kept = engine.core.prepare, []
+
+    def watched() -> Pass | None:
+        if (work := prepare()) is not None and work.cached:
+            kept.append((len(work.cached), len(work.cached_logits)))
+        return work
+
+    async def program() -> None:
+        root = engine.open(PROMPT)
+        await asyncio.gather(*(b.extend(1) for b in root.fork(200)))
+
+    monkeypatch.setattr(engine.core, "prepare", watched)
+    run(engine, program())
+    assert max(kept)[0] > 100
+    assert {logits for _, logits in kept} == {1}
+
+
+def test_priority_comes_before_having_begun() -> None:
+    queue = [
+        Waiting(0, 50, True, 0.0, math.inf),
+        Waiting(1, 50, False, 1.0, math.inf),
+        Waiting(2, 50, True, 1.0, math.inf),
+    ]
+    assert [grant.ticket for grant in DecodeFirst().plan(queue, 150)] == [2, 1, 0]
 
 
 def test_short_forks_do_not_leak() -> None:
@@ -319,3 +353,80 @@ def test_a_pass_that_fails_fails_its_requests_and_nothing_else(
         return await branch.extend(3)
 
     assert len(run(engine, program()).tokens) == 3
+
+
+def test_a_fault_while_a_pass_is_prepared_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A page whose copy failed must not be taken for a copy."""
+    engine = make_engine("llama", "native")
+
+    def broken(*_: Any) -> Any:
+        raise MemoryError
+
+    async def program() -> tuple[Step, Step]:
+        root = engine.open(PROMPT)
+        first, second = root.fork(2)
+        step = await first.force("one")
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.core, "_copy_page", broken)
+            with pytest.raises(ResourceError, match="memory"):
+                await second.force("two")
+        assert all(node.pending == node.computed for node in engine.core.tree.nodes())
+        return step, await root.fork().force("two")
+
+    fresh = make_engine("llama", "native")
+    _, step = run(engine, program())
+    assert evidence(step) == evidence(run(fresh, fresh.open(PROMPT).force("two")))
+
+
+def test_a_program_whose_text_cannot_be_read_fails_alone() -> None:
+    engine = make_engine("llama", "native")
+    honest = engine.tokenizer.token_bytes
+
+    def token_bytes(token: int) -> bytes:
+        if token == 299:
+            raise KeyError(token)
+        return honest(token)
+
+    engine.tokenizer.token_bytes = token_bytes  # type: ignore[method-assign]
+
+    async def program() -> list[Any]:
+        good, bad = engine.open("abc"), engine.open("xyz")
+        work = good.extend(20), bad.extend(20, bias={299: 100.0})
+        outcomes = await asyncio.gather(*work, return_exceptions=True)
+        assert bad.run.budget.spent_tokens == len(bad.tokens)
+        return outcomes
+
+    fine, failed = run(engine, program())
+    assert len(fine.tokens) == 20
+    assert isinstance(failed, KeyError)
+
+
+def test_a_program_that_is_never_quiet_holds_nobody_up() -> None:
+    engine = make_engine("llama", "native")
+
+    async def program() -> Step:
+        root = engine.open(PROMPT)
+
+        async def restless() -> None:
+            while True:
+                root.fork().drop()
+                await asyncio.sleep(0)
+
+        noise = asyncio.create_task(restless())
+        step = await asyncio.wait_for(root.fork().extend(5), 30)
+        noise.cancel()
+        return step
+
+    assert len(run(engine, program()).tokens) == 5
+
+
+def test_a_closed_engine_says_so() -> None:
+    engine = make_engine("llama", "native")
+    branch = engine.open(PROMPT)
+    engine.close()
+    with pytest.raises(AnabranchError, match="shutdown"):
+        run(engine, branch.extend(3))
+    branch.drop()
+    assert not engine.core.tree.roots

@@ -51,7 +51,9 @@ def stored(cursor: Cursor, contents: dict[tuple[int, int], int]) -> list[int]:
 
 
 OPERATION = st.tuples(
-    st.sampled_from(["append", "append", "fork", "drop", "rewind", "compute", "compute", "open"]),
+    st.sampled_from(
+        ["append", "append", "fork", "drop", "rewind", "compute", "compute", "open", "compact"]
+    ),
     st.integers(0, 10**6),
     st.integers(0, 10**6),
     TOKENS,
@@ -84,6 +86,10 @@ def test_cursors_read_their_own_tokens(history: list, pages: int) -> None:
             elif name == "drop":
                 tree.drop(cursor)
                 live.pop(index)
+            elif name == "compact":
+                before = tree.pool.free
+                tree.compact(cursor.node)
+                assert tree.pool.free >= before
             else:
                 compute(tree, cursor, contents, 1 + where % 40)
         tree.check()
@@ -94,13 +100,11 @@ def test_cursors_read_their_own_tokens(history: list, pages: int) -> None:
     for cursor, _ in live:
         tree.drop(cursor)
     tree.check()
-    leaves = [node for node in tree.nodes() if not node.children]
-    while leaves:
+    while leaves := [node for node in tree.nodes() if not node.children]:
         for node in leaves:
-            if node.parent is not None:
-                tree.evict(node)
-        leaves = [n for n in tree.nodes() if not n.children and n.parent is not None]
+            tree.evict(node)
     assert tree.pool.free == pages
+    assert not tree.roots
 
 
 def test_equal_tokens_are_held_once() -> None:

@@ -141,7 +141,12 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        request.finish = lambda: None if done.done() else done.set_result(None)
+
+        def finish() -> None:
+            if not (done.done() or loop.is_closed()):
+                done.set_result(None)
+
+        request.finish = finish
         self._attach(loop)
         self.core.submit(request, priority=priority, deadline=deadline)
         self.activity += 1
@@ -166,9 +171,7 @@ class Engine:
                     "the engine is busy in another event loop",
                     fix="use one event loop, or load a second engine",
                 )
-            # It was closed in the middle of a pass: nobody waits for what was asked there.
-            self.core.requests.clear()
-            self._passes.close()
+            self._passes.close()  # the loop was closed over it: nobody waits any more
         self._loop, self._driver = loop, None
 
     async def _drive(self) -> None:
@@ -187,12 +190,11 @@ class Engine:
             waiting = len(self.core.requests)
             try:
                 await self._compute(work)
+                self.core.commit(work)
             except BaseException as error:
                 self.core.fail(work, _as_ours(error))
                 if not isinstance(error, Exception):
                     raise
-            else:
-                self.core.commit(work)
             if len(self.core.requests) < waiting:
                 await self._settle()
             else:
