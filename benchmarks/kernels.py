@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -63,7 +64,7 @@ def bench_linear(backend: NativeBackend, threads: int, budget: float) -> None:
         for rows in ROWS:
             x = np.random.default_rng(1).normal(size=(rows, INPUTS)).astype(np.float32)
             out = np.empty((rows, OUTPUTS), np.float32)
-            took = seconds_of(lambda x=x, out=out: backend.linear(x, weight, out), budget)  # type: ignore[misc]
+            took = seconds_of(partial(backend.linear, x, weight, out), budget)
             rate = weight.nbytes / took
             print(
                 f"W{bits}   {rows:5} {took * 1e3:8.2f} {rate / 1e9:14.1f} {rate / limit:16.0%}"
@@ -72,7 +73,7 @@ def bench_linear(backend: NativeBackend, threads: int, budget: float) -> None:
 
 
 def branches(count: int, prefix: int, own: int, shared: bool) -> Batch:
-    """`count` branches at position `prefix + own - 1`, whose first `prefix` positions are shared."""
+    """`count` branches at position `prefix + own - 1` that share their first `prefix` positions."""
     pages, tail = prefix // PAGE_SLOTS, -(-own // PAGE_SLOTS)
     trunk = np.arange(pages, dtype=np.int32)
     tables = [

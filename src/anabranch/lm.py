@@ -177,7 +177,7 @@ class LM:
     def generate(
         self, prompt: Prompt, max_tokens: int = 256, *, seed: int = 0, **sampling: Any
     ) -> Step:
-        """Continue a prompt on one branch; `sampling` as in `Branch.extend`, temperature 0 first."""
+        """Continue a prompt; `sampling` as in `Branch.extend`, at temperature 0 if not told."""
         return self.run(self._generate(prompt, max_tokens, seed, sampling))
 
     def chat(

@@ -32,7 +32,7 @@ Activation = Literal["silu", "gelu_tanh"]
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight matrix as integers: `weight[o, i] = scale[o, i//group] * q[o, i] + offset[o, i//group]`.
+    """A weight matrix as integers: `scale[o, i//group] * q[o, i] + offset[o, i//group]`.
 
     The executable meaning of both internal forms, W4 and W8, before a backend packs them.
 
@@ -121,7 +121,7 @@ class Batch:
 
 
 class Plan(Protocol):
-    """A `Batch` made ready for one backend: checked, and with pages grouped by the rows that read them."""
+    """A `Batch` made ready for one backend: checked, pages grouped by the rows that read them."""
 
     rows: int
 
@@ -161,9 +161,9 @@ class Draws:
         temperature: 0 takes the most likely token.
         top_k: 0 keeps all. top_p: 1 keeps all. min_p: 0 keeps all.
         edit_starts: `[draws + 1]` ranges into the edit arrays.
-        edit_token, edit_scale, edit_shift: per edit, `z -> (z / scale if z > 0 else z * scale) + shift`
-            on the raw logit z: repetition penalty is the scale; presence and frequency
-            penalties and bias are the shift.
+        edit_token, edit_scale, edit_shift: per edit, the raw logit z becomes
+            `(z / scale if z > 0 else z * scale) + shift`: repetition penalty is the scale; presence
+            and frequency penalties and bias are the shift.
     """
 
     row: I32
