@@ -64,7 +64,7 @@ const Kernels& choose(const std::string& isa) {
     if (isa.empty() || isa == choice.kernels->isa) return *choice.kernels;
     known += (known.empty() ? "" : ", ") + std::string(choice.kernels->isa);
   }
-  throw std::invalid_argument("isa: got " + isa + ", expected one that this processor has: " + known);
+  throw std::invalid_argument("isa: got " + isa + ", expected what this processor has: " + known);
 }
 
 // Queries that walk the pages together: enough to use each key many times, few enough that their
@@ -128,7 +128,8 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
   const bool gated = options.activation != Activation::none;
   require_equal("x columns", x.columns, weight.inputs);
   require_equal("out rows", out.rows, x.rows);
-  require(!gated || weight.outputs % 2 == 0, "outputs of gate and up", weight.outputs, "an even number");
+  require(!gated || weight.outputs % 2 == 0, "outputs of gate and up", weight.outputs,
+          "an even number");
   const int64_t outputs = gated ? weight.outputs / 2 : weight.outputs;
   require_equal("out columns", out.columns, outputs);
   check_norm("norm weight", options.norm, weight.inputs);
@@ -140,10 +141,12 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
 
   std::lock_guard lock(mutex_);
   const int64_t rows = x.rows, groups = weight.groups;
-  auto* quantized = quantized_.get<Group>(2 * rows * groups);
+  auto* quantized = quantized_.get<Group>(rows * groups);
+  auto* apart = apart_.get<uint32_t>(rows * group_blocks(groups));
   const auto quantize = [&](int64_t r) {
     kernels_.quantize(x.data + r * x.columns, x.columns, weight_of(options.norm),
-                      eps_of(options.norm), quantized + 2 * r * groups, groups);
+                      eps_of(options.norm), groups, quantized + r * groups,
+                      apart + r * group_blocks(groups));
   };
   // A few rows are quantized before the other threads would have heard of it.
   if (rows < 4) for (int64_t r = 0; r < rows; ++r) quantize(r);
@@ -156,6 +159,7 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
       .groups = groups,
       .bias = weight.bias.empty() ? nullptr : weight.bias.data(),
       .x = quantized,
+      .apart = apart,
       .activation = options.activation,
       .gate_tiles = gate_tiles,
       .add = direct && options.add,
@@ -167,7 +171,7 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
   const int64_t row_blocks = divide_up(rows, kRowBlock);
   const int64_t tile_bytes = weight.parts[0].tile_bytes * (gated ? 2 : 1);
   const int64_t fair = divide_up(tiles * row_blocks, 4 * threads());
-  const int64_t step = std::clamp<int64_t>(divide_up(32768, tile_bytes), 1, std::max<int64_t>(fair, 1));
+  const int64_t step = std::clamp<int64_t>(divide_up(32768, tile_bytes), 1, fair);
   pool_->run(divide_up(tiles, step) * row_blocks, [&](int64_t chunk, int) {
     const int64_t tile = chunk / row_blocks * step, row = chunk % row_blocks * kRowBlock;
     kernels_.linear(job, tile, std::min(tile + step, tiles), row, std::min(row + kRowBlock, rows));

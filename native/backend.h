@@ -4,7 +4,6 @@
 // it writes anything.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -87,7 +86,7 @@ class Backend {
   std::unique_ptr<Pool> pool_;
   Arena weights_;
   std::mutex mutex_;  // one operation at a time, whatever Python thread it comes from
-  Scratch quantized_, outputs_, attention_, stats_;
+  Scratch quantized_, apart_, outputs_, attention_, stats_;
   std::vector<Drawer> drawers_;  // of each thread
 };
 

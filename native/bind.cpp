@@ -122,11 +122,13 @@ NB_MODULE(_native, m) {
         new (self) Plan({ints(tokens), ints(positions), ints(slots), ints(row_starts),
                          ints(tables), ints(table_starts)}, cache.pages);
       }, "tokens"_a.noconvert(), "positions"_a.noconvert(), "slots"_a.noconvert(),
-         "row_starts"_a.noconvert(), "tables"_a.noconvert(), "table_starts"_a.noconvert(), "cache"_a)
+         "row_starts"_a.noconvert(), "tables"_a.noconvert(), "table_starts"_a.noconvert(),
+         "cache"_a)
       .def_ro("rows", &Plan::rows)
       .def_prop_ro("works", [](const Plan& plan) {
         std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t>> works;
-        for (const Work& w : plan.works) works.emplace_back(w.row_begin, w.row_end, w.grid, w.count);
+        for (const Work& w : plan.works)
+          works.emplace_back(w.row_begin, w.row_end, w.grid, w.count);
         return works;
       }, "Who reads what together: (first row, end, first grid index, pages), in order.");
 
@@ -135,7 +137,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", &Backend::isa)
       .def_prop_ro("threads", &Backend::threads)
       .def_static("isas", &Backend::isas)
-      .def("pack", [](Backend& self, const std::vector<const Source*>& parts, const MaybeIn1& bias) {
+      .def("pack", [](Backend& self, const std::vector<const Source*>& parts,
+                      const MaybeIn1& bias) {
         std::vector<Matrix> matrices;
         size_t outputs = 0;
         for (const Source* part : parts) {

@@ -12,16 +12,21 @@ constexpr int64_t kGroup = 32;     // inputs that share an activation scale
 constexpr int64_t kSlots = 16;     // KV slots of a page
 constexpr int64_t kSpan = 256;     // positions whose attention is summed before it is merged
 constexpr int64_t kRowBlock = 64;  // most rows that meet a weight tile while it is in cache
+constexpr int64_t kGroupBlock = 32;  // groups of a tile that stay in L1 while rows pass by
 
-// A row's activations of one group: x = scale * q, and where a row has outliers, what is left of
-// them after rounding as a second such group.
+// A row's activations of one group: x = scale * q. Where the largest of them would cost the others
+// too much precision it is kept apart, in up to 14 bits: x[apart_at] = scale * apart, with 0 in its
+// place in q.
 struct Group {
-  int8_t q[kGroup];
+  int8_t q[kGroup];  // in [-127, 127]
   float scale;
-  float total;     // scale * (sum[0] + sum[1]), to be multiplied with weight offsets; of both
-  int16_t sum[2];  // of q, by half groups
-  uint32_t rest;   // whether there is a second group; if not, it is all zero
+  float total;       // scale * sum of all integers, to be multiplied with weight offsets
+  int16_t sum[2];    // of q, by half groups
+  int16_t apart;     // 0: none
+  int16_t apart_at;
 };
+
+constexpr int64_t group_blocks(int64_t groups) { return (groups + kGroupBlock - 1) / kGroupBlock; }
 
 // One matrix of a stack, in tiles of 16 outputs. A tile is its groups of 32 inputs one after the
 // other, read once from front to back; a group is its integers, then its factors.
@@ -48,7 +53,8 @@ struct LinearJob {
   const Part* parts;
   int64_t groups;
   const float* bias;  // [outputs] or null
-  const Group* x;     // [rows, 2, groups]: all groups of a row, then the second ones
+  const Group* x;     // [rows, groups]
+  const uint32_t* apart;  // [rows, group blocks] a bit per group that keeps an activation apart
   Activation activation;
   int64_t gate_tiles;  // with an activation: tiles of the gate half; those of `up` follow
   bool add;
@@ -98,10 +104,11 @@ constexpr int64_t kMassBlock = 1024;  // logits whose probabilities are summed i
 struct Kernels {
   const char* isa;
   // Quantize one row `x[inputs]`, RMS-normed first unless norm is null, into `groups` groups.
-  void (*quantize)(const float* x, int64_t inputs, const float* norm, float eps, Group* out,
-                   int64_t groups);
+  void (*quantize)(const float* x, int64_t inputs, const float* norm, float eps, int64_t groups,
+                   Group* out, uint32_t* apart);
   // Tiles [tile, tile_end) of rows [row, row_end), at most kRowBlock of them.
-  void (*linear)(const LinearJob& job, int64_t tile, int64_t tile_end, int64_t row, int64_t row_end);
+  void (*linear)(const LinearJob& job, int64_t tile, int64_t tile_end, int64_t row,
+                 int64_t row_end);
   // out = or += the RMS norm of x[n].
   void (*norm)(const float* x, int64_t n, const float* weight, float eps, bool add, float* out);
   void (*rope_store)(const RopeJob& job, int64_t row);

@@ -51,8 +51,8 @@ class Memory {
   size_t bytes_ = 0;
 };
 
-// Hands out pieces of large blocks, zeroed and aligned to 64 bytes. A block is freed with the last of
-// its pieces. Weights lie so in huge pages however small each matrix is: measured, 18 instead of
+// Hands out pieces of large blocks, zeroed and aligned to 64 bytes. A block is freed with the last
+// of its pieces. Weights lie so in huge pages however small each matrix is: measured, 18 instead of
 // 14 GB/s of them at one row.
 class Arena {
  public:

@@ -11,9 +11,9 @@
 
 namespace anabranch {
 
-// Chunks are taken one at a time from a counter, so a slow core holds up nobody else. Between jobs a
-// thread spins for some tens of microseconds, then sleeps. The caller takes chunks too: in the child
-// of a fork, which has no other threads, it does all the work.
+// Chunks are taken one at a time from a counter, so a slow core holds up nobody else. Between jobs
+// a thread spins for some tens of microseconds, then sleeps. The caller takes chunks too: in the
+// child of a fork, which has no other threads, it does all the work.
 //
 // One job at a time; the owner sees to that.
 class Pool {

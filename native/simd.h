@@ -1,9 +1,9 @@
 // Sixteen lanes on every instruction set.
 //
 // The kernels are written once, against the types below, and compiled once per instruction set
-// with ANABRANCH_ISA naming the namespace: `avx512`, `avx2` or `portable`. Every function is exactly
-// rounded or exact, and there is no other arithmetic, so all of them give the same bits: 16 lanes
-// are one register, two registers, or an array, but never another order of operations.
+// with ANABRANCH_ISA naming the namespace: `avx512`, `avx2` or `portable`. Every function is
+// exactly rounded or exact, and there is no other arithmetic, so all of them give the same bits:
+// 16 lanes are one register, two registers, or an array, but never another order of operations.
 //
 // Kernel files use no templates of the standard library: the linker keeps one copy of each, and it
 // might be the one compiled for a processor that this machine is not.
@@ -59,12 +59,27 @@ inline F32 load_half(const uint16_t* p) {
 inline I32 round(F32 x) { return {_mm512_cvtps_epi32(x.v)}; }  // to nearest, ties to even
 inline F32 to_float(I32 x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline F32 exp2(I32 n) {  // n in [-126, 127]
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
+  const __m512i biased = _mm512_add_epi32(n.v, _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
 inline I32 magnitude(F32 x) {  // bits without the sign: as integers they are in order, NaN last
   return {_mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff))};
 }
 inline I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline I32 min(I32 a, I32 b) { return {_mm512_min_epi32(a.v, b.v)}; }
+inline uint32_t mask_equal(I32 a, int32_t b) {
+  return _mm512_cmpeq_epi32_mask(a.v, _mm512_set1_epi32(b));
+}
+inline I32 replace_equal(I32 a, int32_t b, I32 other) {  // lanes of a equal to b, by the other's
+  return {_mm512_mask_blend_epi32((__mmask16)mask_equal(a, b), a.v, other.v)};
+}
+inline I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline I32 operator<<(I32 x, int n) { return {_mm512_sll_epi32(x.v, _mm_cvtsi32_si128(n))}; }
+inline I32 operator>>(I32 x, int n) { return {_mm512_sra_epi32(x.v, _mm_cvtsi32_si128(n))}; }
+inline I32 operator&(I32 x, int32_t y) { return {_mm512_and_si512(x.v, _mm512_set1_epi32(y))}; }
+inline I32 multiply_short(I32 x, int16_t y) {  // lanes fit 16 bits
+  return {_mm512_madd_epi16(x.v, _mm512_set1_epi32((uint16_t)y))};
+}
 inline void store(int32_t* p, I32 x) { _mm512_storeu_si512(p, x.v); }
 inline void store_bytes(int8_t* p, I32 x) {  // lanes are in [-128, 127]
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x.v));
@@ -154,6 +169,37 @@ inline I32 magnitude(F32 x) {  // bits without the sign: as integers they are in
           _mm256_and_si256(_mm256_castps_si256(x.b), mask)};
 }
 inline I32 max(I32 x, I32 y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
+inline I32 min(I32 x, I32 y) { return {_mm256_min_epi32(x.a, y.a), _mm256_min_epi32(x.b, y.b)}; }
+inline uint32_t mask_equal(I32 x, int32_t y) {
+  const __m256i all = _mm256_set1_epi32(y);
+  const int low = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.a, all)));
+  const int high = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.b, all)));
+  return (uint32_t)low | (uint32_t)high << 8;
+}
+inline I32 replace_equal(I32 x, int32_t y, I32 other) {  // lanes of x equal to y, by the other's
+  const __m256i all = _mm256_set1_epi32(y);
+  return {_mm256_blendv_epi8(x.a, other.a, _mm256_cmpeq_epi32(x.a, all)),
+          _mm256_blendv_epi8(x.b, other.b, _mm256_cmpeq_epi32(x.b, all))};
+}
+inline I32 load(const int32_t* p) {
+  return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
+}
+inline I32 operator<<(I32 x, int n) {
+  const __m128i by = _mm_cvtsi32_si128(n);
+  return {_mm256_sll_epi32(x.a, by), _mm256_sll_epi32(x.b, by)};
+}
+inline I32 operator>>(I32 x, int n) {
+  const __m128i by = _mm_cvtsi32_si128(n);
+  return {_mm256_sra_epi32(x.a, by), _mm256_sra_epi32(x.b, by)};
+}
+inline I32 operator&(I32 x, int32_t y) {
+  const __m256i all = _mm256_set1_epi32(y);
+  return {_mm256_and_si256(x.a, all), _mm256_and_si256(x.b, all)};
+}
+inline I32 multiply_short(I32 x, int16_t y) {  // lanes fit 16 bits
+  const __m256i all = _mm256_set1_epi32((uint16_t)y);
+  return {_mm256_madd_epi16(x.a, all), _mm256_madd_epi16(x.b, all)};
+}
 inline void store(int32_t* p, I32 x) {
   _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)(p + 8), x.b);
 }
@@ -286,6 +332,32 @@ inline I32 magnitude(F32 x) {  // bits without the sign: as integers they are in
 inline I32 max(I32 a, I32 b) {
   return each<I32>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
+inline I32 min(I32 a, I32 b) {
+  return each<I32>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline uint32_t mask_equal(I32 a, int32_t b) {
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= (uint32_t)(a.v[i] == b) << i;
+  return mask;
+}
+inline I32 replace_equal(I32 a, int32_t b, I32 other) {  // lanes of a equal to b, by the other's
+  return each<I32>([&](int i) { return a.v[i] == b ? other.v[i] : a.v[i]; });
+}
+inline I32 load(const int32_t* p) {
+  return each<I32>([=](int i) { return p[i]; });
+}
+inline I32 operator<<(I32 x, int n) {
+  return each<I32>([&](int i) { return (int32_t)((uint32_t)x.v[i] << n); });
+}
+inline I32 operator>>(I32 x, int n) {
+  return each<I32>([&](int i) { return x.v[i] >> n; });
+}
+inline I32 operator&(I32 x, int32_t y) {
+  return each<I32>([&](int i) { return x.v[i] & y; });
+}
+inline I32 multiply_short(I32 x, int16_t y) {  // lanes fit 16 bits
+  return each<I32>([&](int i) { return x.v[i] * y; });
+}
 inline void store(int32_t* p, I32 x) { memcpy(p, x.v, sizeof x.v); }
 inline void store_bytes(int8_t* p, I32 x) {  // lanes are in [-128, 127]
   for (int i = 0; i < kLanes; ++i) p[i] = (int8_t)x.v[i];
@@ -366,16 +438,27 @@ inline float fold(__m256 eight, Op op) {
   return _mm_cvtss_f32(op(x, _mm_movehdup_ps(x)));
 }
 inline float sum(F32 x) {
-  return fold(_mm256_add_ps(lower(x), upper(x)), [](__m128 a, __m128 b) { return _mm_add_ps(a, b); });
+  return fold(_mm256_add_ps(lower(x), upper(x)),
+              [](__m128 a, __m128 b) { return _mm_add_ps(a, b); });
 }
 inline float maximum(F32 x) {
-  return fold(_mm256_max_ps(lower(x), upper(x)), [](__m128 a, __m128 b) { return _mm_max_ps(a, b); });
+  return fold(_mm256_max_ps(lower(x), upper(x)),
+              [](__m128 a, __m128 b) { return _mm_max_ps(a, b); });
+}
+template <class Op>
+inline int32_t fold(__m128i x, Op op) {
+  x = op(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(op(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+inline int32_t sum(I32 x) {
+  const __m256i y = _mm256_add_epi32(lower(x), upper(x));
+  return fold(_mm_add_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)),
+              [](__m128i a, __m128i b) { return _mm_add_epi32(a, b); });
 }
 inline int32_t maximum(I32 x) {
-  const __m256i eight = _mm256_max_epi32(lower(x), upper(x));
-  __m128i y = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-  y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
-  return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+  const __m256i y = _mm256_max_epi32(lower(x), upper(x));
+  return fold(_mm_max_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)),
+              [](__m128i a, __m128i b) { return _mm_max_epi32(a, b); });
 }
 
 #else
@@ -391,6 +474,9 @@ inline float sum(F32 x) {
 }
 inline float maximum(F32 x) {
   return fold(x.v, [](float a, float b) { return a > b ? a : b; });
+}
+inline int32_t sum(I32 x) {
+  return fold(x.v, [](int32_t a, int32_t b) { return a + b; });
 }
 inline int32_t maximum(I32 x) {
   return fold(x.v, [](int32_t a, int32_t b) { return a > b ? a : b; });

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anabranch.engine.core import Pass
+from anabranch.engine.requests import Look
 from anabranch.engine.scheduler import DecodeFirst, Waiting
 from anabranch.errors import AnabranchError, InputError, ModelError, ResourceError
 from anabranch.program.budget import Budget
@@ -210,20 +211,20 @@ def test_what_fits_alone_fits_whatever_ran_before() -> None:
     """Every fork in mid-page copies a page; they must not cost the branch that goes on."""
 
     async def program(engine: Engine) -> list[Step]:
-        small, large = engine.open("abc"), engine.open("x" * 90)
-        for _ in range(10):
+        large = engine.open("x" * 90)
+        for _ in range(5):
+            await large.fork().force("kk")
             large = large.fork()
             await large.force("yz")
-            await large.fork().force("k")
-        return await asyncio.gather(small.extend(5), large.extend(60))
+        return await asyncio.gather(engine.open("abc").extend(5), large.extend(100))
 
-    tight, roomy = make_engine("llama", "native", pages=8), make_engine("llama", "native")
+    tight, roomy = make_engine("llama", "native", pages=12), make_engine("llama", "native")
     fine, full = run(tight, program(tight))
     assert tight.core.stats.preempted_nodes > 0
     assert len(fine.tokens) == 5
-    assert (len(full.tokens), full.stop) == (8 * 16 - 110, "limit")
-    other, longer = run(roomy, program(roomy))
-    assert evidence(other) == evidence(fine)
+    assert (len(full.tokens), full.stop) == (12 * 16 - 100, "limit")
+    same, longer = run(roomy, program(roomy))
+    assert evidence(same) == evidence(fine)
     assert longer.logps[: len(full.tokens)] == full.logps
 
 
@@ -378,6 +379,22 @@ def test_a_fault_while_a_pass_is_prepared_leaves_nothing_behind(
     fresh = make_engine("llama", "native")
     _, step = run(engine, program())
     assert evidence(step) == evidence(run(fresh, fresh.open(PROMPT).force("two")))
+
+
+def test_a_pass_that_fails_lets_go_of_what_was_replaced_meanwhile() -> None:
+    """The end of a node that a pass works on is cut off, dropped, and grown again by another."""
+    engine = make_engine("llama", "native", max_rows=10)
+    core = engine.core
+    first = engine.open(PROMPT)
+    core.submit(Look(first._cursor, 1, False, lambda: None))
+    work = core.prepare()
+    assert work is not None
+    engine.open(PROMPT[:20] + "#")
+    first.drop()
+    again = engine.open(PROMPT)
+    core.fail(work, ModelError("broken"))
+    core.tree.check()
+    assert len(run(engine, again.extend(3)).tokens) == 3
 
 
 def test_a_program_whose_text_cannot_be_read_fails_alone() -> None:

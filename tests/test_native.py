@@ -110,7 +110,7 @@ def matrix(
 def rows_of(rng: np.random.Generator, rows: int, inputs: int) -> F32:
     x = rng.normal(size=(rows, inputs)) * 10.0 ** rng.uniform(-3, 3, (rows, 1))
     x[rng.random(x.shape) < 0.05] = 0
-    x[rng.random(x.shape) < 0.01] *= 50  # outliers, whose groups are rounded twice
+    x[rng.random(x.shape) < 0.01] *= 50  # outliers, kept apart from their groups
     return x.astype(np.float32)
 
 
@@ -133,26 +133,26 @@ def in_groups(x: F32) -> F32:
     return padded.reshape(len(x), -1, 32)
 
 
-def round_groups(groups: F32) -> tuple[Any, F32]:
-    """Groups rounded to 8 bits, exactly scale * q; and their scales, `[rows, groups, 1]`."""
-    amax = np.abs(groups).max(axis=2, keepdims=True)
-    inverse = np.divide(np.float32(127), amax, where=amax > 0, out=np.zeros_like(amax))
-    scale: F32 = amax / np.float32(127)
-    return np.rint(groups * inverse).astype(np.float64) * scale, scale
+def round_groups(groups: F32, top: F32) -> tuple[Any, F32]:
+    """Groups as integers times `top / 127`, exactly; and those steps, `[rows, groups, 1]`."""
+    inverse = np.divide(np.float32(127), top, where=top > 0, out=np.zeros_like(top))
+    step: F32 = top / np.float32(127)
+    return np.rint(groups * inverse).astype(np.float64) * step, step
 
 
 def round_activations(x: F32) -> tuple[Any, F32]:
     """What the kernel makes of x, and half a step of its rounding, element by element.
 
-    Groups whose scale is over 1.5 times the row's root mean square are rounded a second time: what
-    the first rounding left of them.
+    A group's step follows from its largest magnitude; from the next one where the largest costs
+    over four times what an average group costs without its largest. Costs are squares.
     """
     groups = in_groups(x)
-    rounded, step = round_groups(groups)
-    rest, fine_step = round_groups((groups - rounded).astype(np.float32))
-    outlier = step > 1.5 * np.sqrt(np.mean(np.square(step), axis=1, keepdims=True))
-    rounded = np.where(outlier, rounded + rest, rounded)
-    half = np.broadcast_to(np.where(outlier, fine_step, step) / 2, groups.shape)
+    sizes = np.sort(np.abs(groups), axis=2)
+    first, second = sizes[:, :, -1:], np.maximum(sizes[:, :, -2:-1], sizes[:, :, -1:] / 64)
+    costs = np.add.accumulate(second * second, axis=1)[:, -1:]  # one after the other, in float32
+    apart = first * first - second * second > 4 * (costs / np.float32(groups.shape[1]))
+    rounded, step = round_groups(groups, np.where(apart, second, first))
+    half: F32 = np.broadcast_to(step * np.float32(0.5), groups.shape)
     inputs = x.shape[1]
     return rounded.reshape(len(x), -1)[:, :inputs], half.reshape(len(x), -1)[:, :inputs]
 
@@ -202,7 +202,8 @@ def test_float_weights_become_w8(seed: int, outputs: int, inputs: int) -> None:
     rng = np.random.default_rng(seed)
     weight, x = rows_of(rng, outputs, inputs), rows_of(rng, 3, inputs)
     rounded_x, step_x = round_activations(x)
-    whole, scale = round_groups(in_groups(weight))
+    groups = in_groups(weight)
+    whole, scale = round_groups(groups, np.abs(groups).max(axis=2, keepdims=True))
     rounded_w = whole.reshape(outputs, -1)[:, :inputs]
     step_w = np.repeat(scale[:, :, 0] / 2, 32, axis=1)[:, :inputs]
     got = linear(NATIVE, x, [weight])

@@ -3,11 +3,12 @@
 // Per query (a row and a head), in this order whatever else is in the block: positions in ascending
 // order are summed page by page in spans of 256 of the absolute grid, each span from zero with its
 // running maximum m, weight l (16 lanes) and output o; finished spans are merged in ascending order
-// by `Query::merge`. Spans of one query could so be computed by several threads without a change
+// by `Queries::merge`. Spans of one query could so be computed by several threads without a change
 // of bits.
 //
-// After "FlashAttention" (Dao et al., 2022, section 3.1) for the running softmax, and "ChunkAttention"
-// (Ye et al., 2024, section 3.2) for meeting shared keys with all their queries at once.
+// After "FlashAttention" (Dao et al., 2022, section 3.1) for the running softmax, and
+// "ChunkAttention" (Ye et al., 2024, section 3.2) for meeting shared keys with all their queries
+// at once.
 #pragma once
 
 #include "../kernels.h"

@@ -25,67 +25,82 @@ inline void norm(const float* x, int64_t n, const float* weight, float eps, bool
   }
 }
 
-inline int32_t sum_bytes(const int8_t* q, int count) {
-  int32_t total = 0;
-  for (int i = 0; i < count; ++i) total += q[i];
-  return total;
+// The two largest magnitudes of a group, the second no less than a 64th of the first: if the rest
+// is rounded by the second, 14 bits hold the first.
+struct Peaks { float first, second; };
+
+inline Peaks find_peaks(F32 low, F32 high) {
+  const I32 a = magnitude(low), b = magnitude(high);
+  const I32 larger = max(a, b), smaller = min(a, b);
+  const int32_t first = maximum(larger);
+  const uint32_t places = mask_equal(larger, first);
+  const bool tie = places & (places - 1);
+  const int32_t second =
+      tie ? first : maximum(max(replace_equal(larger, first, smaller), smaller));
+  Peaks peaks;
+  memcpy(&peaks.first, &first, sizeof first), memcpy(&peaks.second, &second, sizeof second);
+  const float least = peaks.first / 64.0f;
+  if (peaks.second < least) peaks.second = least;
+  return peaks;
 }
 
-// q = round(x * 127 / amax), scale = amax / 127. A group with NaN or infinity has NaN as its scale,
-// and so have its row's outputs; one below 2^-100 counts as zero, lest 127 / amax overflow.
-inline void quantize_group(F32 low, F32 high, Group* out) {
-  const int32_t top = maximum(max(magnitude(low), magnitude(high)));
-  float amax, scale = 0.0f, inverse = 0.0f;
-  memcpy(&amax, &top, sizeof amax);
-  const bool finite = top < 0x7f800000;
-  if (finite && amax >= 0x1p-100f) {
-    scale = amax / 127.0f;
-    inverse = 127.0f / amax;
-  } else {
-    low = high = splat(0.0f);
-  }
-  store_bytes(out->q, round(low * splat(inverse)));
-  store_bytes(out->q + kLanes, round(high * splat(inverse)));
-  out->sum[0] = (int16_t)sum_bytes(out->q, kLanes);
-  out->sum[1] = (int16_t)sum_bytes(out->q + kLanes, kLanes);
-  out->rest = 0;
-  out->scale = finite ? scale : __builtin_nanf("");
-  out->total = out->scale * (float)(out->sum[0] + out->sum[1]);
+// Take the largest integer out of its group.
+inline void keep_apart(I32* low, I32* high, Group* out) {
+  int32_t q[kGroup], at = 0;
+  store(q, *low), store(q + kLanes, *high);
+  for (int i = 1; i < kGroup; ++i)
+    if (__builtin_abs(q[i]) > __builtin_abs(q[at])) at = i;
+  out->apart = (int16_t)q[at];
+  out->apart_at = (int16_t)at;
+  q[at] = 0;
+  *low = load(q), *high = load(q + kLanes);
 }
 
-// Groups whose scale is this many times the row's root mean square are quantized twice: a few
-// outliers would else cost their whole group its precision, and a small model its likeliest token.
-constexpr float kOutlier = 1.5f;
-
-// The second group of an outlier: what rounding to `first` has left of x.
-inline void quantize_rest(F32 low, F32 high, Group* first, Group* rest) {
-  float q[kGroup];
-  for (int64_t i = 0; i < kGroup; ++i) q[i] = first->q[i];
-  const F32 minus = splat(-first->scale);
-  quantize_group(fma(minus, load(q), low), fma(minus, load(q + kLanes), high), rest);
-  first->total += rest->total;
-  first->rest = 1;
+// q = round(x * 127 / top), scale = top / 127, where top is the largest magnitude or, if that is to
+// be kept apart, the next. A group with NaN or infinity has NaN as its scale, and so have its row's
+// outputs; one below 2^-100 counts as zero, lest 127 / top overflow.
+inline void quantize_group(F32 low, F32 high, float first, float top, Group* out) {
+  const bool finite = first < __builtin_inff(), some = top >= 0x1p-100f;
+  if (!finite || !some) low = high = splat(0.0f), top = 1.0f;
+  const F32 inverse = splat(127.0f / top);
+  I32 low_q = round(low * inverse), high_q = round(high * inverse);
+  out->apart = out->apart_at = 0;
+  if (top < first) keep_apart(&low_q, &high_q, out);
+  store_bytes(out->q, low_q);
+  store_bytes(out->q + kLanes, high_q);
+  out->sum[0] = (int16_t)sum(low_q);
+  out->sum[1] = (int16_t)sum(high_q);
+  out->scale = !finite ? __builtin_nanf("") : some ? top / 127.0f : 0.0f;
+  out->total = out->scale * (float)(out->sum[0] + out->sum[1] + out->apart);
 }
 
-// Rows depend on nothing but themselves: which groups are outliers too.
-inline void quantize(const float* x, int64_t inputs, const float* weight, float eps, Group* out,
-                     int64_t groups) {
+// Rounding costs a group the square of its largest magnitude. That one is kept apart where it adds
+// more than four times what a group costs on average without its largest. Measured on SmolLM2-135M:
+// one group in seven, and a fifth of the divergence from float32.
+constexpr float kApartCost = 4.0f;
+
+inline void quantize(const float* x, int64_t inputs, const float* weight, float eps,
+                     int64_t groups, Group* out, uint32_t* apart) {
   const F32 factor = splat(weight ? inverse_rms(x, inputs, eps) : 1.0f);
   const auto lanes = [&](int64_t i) {
     const F32 v = load_first(x + i, inputs - i);
     return weight ? v * factor * load_first(weight + i, inputs - i) : v;
   };
-  float squares = 0.0f;
-  for (int64_t g = 0; g < groups; ++g) {
-    quantize_group(lanes(g * kGroup), lanes(g * kGroup + kLanes), out + g);
-    squares = __builtin_fmaf(out[g].scale, out[g].scale, squares);
+  float cost = 0.0f;
+  for (int64_t g = 0; g < groups; ++g) {  // out[g] holds the peaks until it is written
+    const Peaks peaks = find_peaks(lanes(g * kGroup), lanes(g * kGroup + kLanes));
+    out[g].scale = peaks.first, out[g].total = peaks.second;
+    cost += peaks.second * peaks.second;
   }
-  const float limit = kOutlier * __builtin_sqrtf(squares / (float)groups);
-  Group* rest = out + groups;
-  memset(rest, 0, groups * sizeof *rest);
-  for (int64_t g = 0; g < groups; ++g)
-    if (out[g].scale > limit)
-      quantize_rest(lanes(g * kGroup), lanes(g * kGroup + kLanes), out + g, rest + g);
+  const float most = kApartCost * (cost / (float)groups);
+  memset(apart, 0, group_blocks(groups) * sizeof *apart);
+  for (int64_t g = 0; g < groups; ++g) {
+    const float first = out[g].scale, second = out[g].total;
+    const bool split = first * first - second * second > most;
+    quantize_group(lanes(g * kGroup), lanes(g * kGroup + kLanes), first, split ? second : first,
+                   out + g);
+    apart[g / kGroupBlock] |= (uint32_t)(out[g].apart != 0) << g % kGroupBlock;
+  }
 }
 
 // The head `x[dim]` into `y`, normed unless weight is null, its pairs (j, j + dim/2) rotated.

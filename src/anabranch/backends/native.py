@@ -42,8 +42,8 @@ class NativeBackend:
     """`Backend` on the processor, with its own threads.
 
     Weights are W4 or W8 as given, float32 matrices become W8; activations are quantized to 8 bits
-    per row and group of 32, groups with outliers twice, so results differ from the reference by
-    that rounding.
+    per row and group of 32, with the largest of a group kept apart in 14 bits where it stands out,
+    so results differ from the reference by that rounding.
     """
 
     name = "native"

@@ -361,8 +361,10 @@ def _nothing() -> None:
 
 
 def _nodes(item: Item) -> list[Node]:
-    """The nodes that hold an item's rows, from below: a split may have spread them over several."""
-    return list(itertools.takewhile(lambda n: n.end > item.begin, item.node.ancestry()))
+    """The nodes whose chunk an item is, from below: a split may have spread it over several, and
+    what lay behind the chunk may have left the tree."""
+    path = itertools.takewhile(lambda n: n.end > item.begin, item.node.ancestry())
+    return [node for node in path if node.pending > node.computed]
 
 
 def _by_row(wants: Sequence[tuple[Request, int]]) -> list[tuple[int, list[Request]]]:

@@ -204,10 +204,11 @@ class Engine:
         computed = self._worker.submit(self.core.compute, work)
         try:
             await asyncio.wrap_future(computed)
-        finally:
+        except BaseException:
             if not computed.cancel():
                 # The pages it writes must not be handed out before it has ended.
                 wait([computed])
+            raise
 
     async def _settle(self) -> None:
         quiet = 0
