@@ -62,6 +62,8 @@ def load(
         ModelError: the files cannot be had, are broken, or need what this version cannot do.
         ResourceError: it does not fit into memory; said before anything large is read.
     """
+    if backend not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS)
     path = resolve(str(model), progress=progress, offline=offline)
     file = open_model(path, dtype="float32" if backend == "reference" else "quantized")
     pages = _pages(file, kv_memory, 4 if backend == "reference" else 1)
@@ -214,11 +216,9 @@ def _backend(name: str, threads: int | None) -> Backend:
         from anabranch.backends.native import NativeBackend
 
         return NativeBackend(threads=threads)
-    if name == "reference":
-        from anabranch.backends.reference import ReferenceBackend
+    from anabranch.backends.reference import ReferenceBackend
 
-        return ReferenceBackend()
-    raise unknown_name("backend", name, BACKENDS)
+    return ReferenceBackend()
 
 
 def _pages(file: StoredModel, kv_memory: int | None, inflation: int) -> int:
