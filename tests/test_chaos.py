@@ -121,8 +121,8 @@ class Glass:
 
 
 class Sluggish:
-    """A worker that computes after so many turns of the event loop, or at once, or while being
-    asked for the result: every interleaving, none of them by chance."""
+    """A worker that computes after so many turns of the event loop: any interleaving, none of them
+    by chance."""
 
     def __init__(self, delays: list[int]) -> None:
         self.delays, self.count = delays, 0
@@ -367,6 +367,9 @@ def test_chaos_leaves_nothing_behind(
     faults.clear()
     speaks_the_same(engine, family)
     for program in played:
+        for task in program.started:
+            error = None if task.cancelled() else task.exception()
+            assert error is None or isinstance(error, AnabranchError)
         run = program.run
         assert not run.live
         assert run.budget._reserved == 0

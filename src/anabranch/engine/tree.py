@@ -355,7 +355,7 @@ class TokenTree:
 
     def _trim(self, node: Node) -> None:
         """Cut uncomputed tokens off the end of a leaf that no cursor has reached."""
-        if node.children or node.pending == len(node.tokens):
+        if node.children or any(c.position == node.end for c in node.cursors):
             return
         need = max((c.position - node.start for c in node.cursors), default=0)
         keep = max(need, node.pending)
