@@ -1,6 +1,7 @@
 #include "backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -38,6 +39,20 @@ const float* weight_of(const std::optional<Norm>& norm) {
 float eps_of(const std::optional<Norm>& norm) { return norm ? norm->eps : 0.0f; }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Has the backend to itself, and adds the time that it had it.
+class Turn {
+ public:
+  Turn(std::recursive_mutex& mutex, double& seconds) : lock_(mutex), seconds_(seconds) {}
+  ~Turn() { seconds_ += std::chrono::duration<double>(Clock::now() - began_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  std::lock_guard<std::recursive_mutex> lock_;
+  double& seconds_;
+  Clock::time_point began_ = Clock::now();
+};
 
 struct Choice {
   const Kernels* kernels;
@@ -117,7 +132,7 @@ void Backend::embed(const Linear& table, Vector<const int32_t> tokens, float sca
   require_equal("out rows", out.rows, tokens.size);
   require_equal("out columns", out.columns, table.inputs);
   for (int64_t r = 0; r < tokens.size; ++r) require_index("token", tokens.data[r], table.outputs);
-  std::lock_guard lock(mutex_);
+  const Turn turn(mutex_, seconds_.embed);
   pool_->run(out.rows, [&](int64_t r, int) {
     table.row(tokens.data[r], scale, out.data + r * out.columns);
   });
@@ -139,7 +154,7 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
           "a multiple of 16, or gate and up packed as two parts");
   if (x.rows == 0) return;
 
-  std::lock_guard lock(mutex_);
+  const Turn turn(mutex_, seconds_.linear);
   const int64_t rows = x.rows, groups = weight.groups;
   auto* quantized = quantized_.get<Group>(rows * groups);
   auto* apart = apart_.get<uint32_t>(rows * group_blocks(groups));
@@ -202,8 +217,9 @@ int64_t check_heads(int64_t rows, int64_t columns, const Cache& cache, int64_t l
 }  // namespace
 
 void Backend::rope_store(Rows<const float> qkv, Cache& cache, int64_t layer, const Plan& plan,
-                         Rows<const float> cos, Rows<const float> sin, Rows<float> q,
-                         const std::optional<Norm>& q_norm, const std::optional<Norm>& k_norm) {
+                         const Rope& rope, Rows<float> q, const std::optional<Norm>& q_norm,
+                         const std::optional<Norm>& k_norm) {
+  const auto& [cos, sin] = rope;
   const int64_t heads = check_heads(q.rows, q.columns, cache, layer, plan);
   require_equal("qkv rows", qkv.rows, plan.rows);
   require_equal("qkv columns", qkv.columns, (heads + 2 * cache.kv_heads) * cache.dim);
@@ -214,7 +230,7 @@ void Backend::rope_store(Rows<const float> qkv, Cache& cache, int64_t layer, con
   check_norm("q_norm weight", q_norm, cache.dim);
   check_norm("k_norm weight", k_norm, cache.dim);
 
-  std::lock_guard lock(mutex_);
+  const Turn turn(mutex_, seconds_.rope_store);
   const RopeJob job = {
       .qkv = qkv.data,
       .cos = cos.data,
@@ -247,7 +263,7 @@ void Backend::attend(Rows<const float> q, const Cache& cache, int64_t layer, con
   require_equal("out columns", out.columns, q.columns);
   require(window >= 0, "window", window, "0 or a number of positions");
 
-  std::lock_guard lock(mutex_);
+  const Turn turn(mutex_, seconds_.attend);
   const AttendJob job = {
       .q = q.data,
       .out = out.data,
@@ -276,11 +292,35 @@ void Backend::attend(Rows<const float> q, const Cache& cache, int64_t layer, con
   });
 }
 
+void Backend::run(const Stack& stack, Rows<float> h, Cache& cache, const Plan& plan,
+                  const std::vector<Rope>& ropes) {
+  require_equal("layers", std::ssize(stack.layers), cache.layers);
+  for (const Layer& layer : stack.layers) require_index("rope", layer.rope, std::ssize(ropes));
+  std::lock_guard lock(mutex_);
+  const auto rows = [&](Scratch& scratch, int64_t columns) {
+    return Rows<float>{scratch.get<float>(h.rows * columns), h.rows, columns};
+  };
+  const auto read = [](Rows<float> r) { return Rows<const float>{r.data, r.rows, r.columns}; };
+  for (int64_t i = 0; i < cache.layers; ++i) {
+    const Layer& layer = stack.layers[i];
+    const auto qkv = rows(qkv_, layer.qkv->outputs), q = rows(q_, layer.o->inputs);
+    const auto attended = rows(attended_, layer.o->inputs), ffn = rows(ffn_, layer.down->inputs);
+    linear(read(h), *layer.qkv, qkv, {.norm = layer.attn_norm.view()});
+    rope_store(read(qkv), cache, i, plan, ropes[layer.rope], q, layer.q_norm.view(),
+               layer.k_norm.view());
+    attend(read(q), cache, i, plan, stack.scale, attended, layer.window);
+    linear(read(attended), *layer.o, h, {.post_norm = layer.post_attn_norm.view(), .add = true});
+    linear(read(h), *layer.gate_up, ffn,
+           {.norm = layer.ffn_norm.view(), .activation = stack.activation});
+    linear(read(ffn), *layer.down, h, {.post_norm = layer.post_ffn_norm.view(), .add = true});
+  }
+}
+
 void Backend::copy_page(Cache& cache, int64_t source, int64_t target) {
   require_index("source page", source, cache.pages);
   require_index("target page", target, cache.pages);
   if (source == target) return;
-  std::lock_guard lock(mutex_);
+  const Turn turn(mutex_, seconds_.copy_page);
   float* pages = cache.layer(0);
   std::memcpy(pages + target * cache.page_floats(), pages + source * cache.page_floats(),
               static_cast<size_t>(cache.page_floats()) * sizeof(float));
@@ -289,7 +329,7 @@ void Backend::copy_page(Cache& cache, int64_t source, int64_t target) {
 void Backend::draw(Rows<const float> logits, const DrawArrays& draws) {
   check_draws(draws, logits.rows, logits.columns);
   if (draws.count == 0) return;
-  std::lock_guard lock(mutex_);
+  const Turn turn(mutex_, seconds_.draw);
   const int64_t vocab = logits.columns;
   // Many draws may share a row: after a fork, all children start from one.
   auto* stats = stats_.get<RowStats>(logits.rows);

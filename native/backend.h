@@ -53,10 +53,42 @@ class Cache {
   Memory memory_;
 };
 
+// One decoder layer: its weights, as `Layer` in backends/base.py, and how it attends.
+struct Layer {
+  struct OwnNorm {
+    std::vector<float> weight;  // empty: no norm
+    float eps = 0;
+
+    std::optional<Norm> view() const {
+      if (weight.empty()) return std::nullopt;
+      return Norm{{weight.data(), static_cast<int64_t>(weight.size())}, eps};
+    }
+  };
+
+  const Linear *qkv, *o, *gate_up, *down;
+  OwnNorm attn_norm, q_norm, k_norm, post_attn_norm, ffn_norm, post_ffn_norm;
+  int64_t rope, window;
+};
+
+struct Stack {
+  Activation activation;
+  float scale;  // of attention
+  std::vector<Layer> layers;
+};
+
+struct Rope {  // [positions, dim / 2] each
+  Rows<const float> cos, sin;
+};
+
 struct LinearOptions {
-  std::optional<Norm> norm, post_norm;
+  std::optional<Norm> norm = {}, post_norm = {};
   Activation activation = Activation::none;
   bool add = false;
+};
+
+// Seconds inside operations since the backend was made, whatever threads they used.
+struct Seconds {
+  double embed = 0, linear = 0, rope_store = 0, attend = 0, copy_page = 0, draw = 0;
 };
 
 class Backend {
@@ -67,6 +99,7 @@ class Backend {
 
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_->threads(); }
+  const Seconds& seconds() const { return seconds_; }
   static std::vector<std::string> isas();  // that this build and processor have, best first
 
   std::unique_ptr<Linear> pack(const std::vector<Matrix>& matrices, const float* bias);
@@ -74,10 +107,13 @@ class Backend {
   void linear(Rows<const float> x, const Linear& weight, Rows<float> out,
               const LinearOptions& options);
   void rope_store(Rows<const float> qkv, Cache& cache, int64_t layer, const Plan& plan,
-                  Rows<const float> cos, Rows<const float> sin, Rows<float> q,
+                  const Rope& rope, Rows<float> q,
                   const std::optional<Norm>& q_norm, const std::optional<Norm>& k_norm);
   void attend(Rows<const float> q, const Cache& cache, int64_t layer, const Plan& plan, float scale,
               Rows<float> out, int64_t window);
+  // All layers over `h`, in place: the operations above, as `run_layers` in backends/base.py.
+  void run(const Stack& stack, Rows<float> h, Cache& cache, const Plan& plan,
+           const std::vector<Rope>& ropes);
   void copy_page(Cache& cache, int64_t source, int64_t target);
   void draw(Rows<const float> logits, const DrawArrays& draws);
 
@@ -85,8 +121,9 @@ class Backend {
   const Kernels& kernels_;
   std::unique_ptr<Pool> pool_;
   Arena weights_;
-  std::mutex mutex_;  // one operation at a time, whatever Python thread it comes from
-  Scratch quantized_, apart_, outputs_, attention_, stats_;
+  std::recursive_mutex mutex_;  // one operation at a time, whatever Python thread it comes from
+  Seconds seconds_;
+  Scratch quantized_, apart_, outputs_, attention_, stats_, qkv_, q_, attended_, ffn_;
   std::vector<Drawer> drawers_;  // of each thread
 };
 

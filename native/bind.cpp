@@ -47,6 +47,16 @@ std::optional<Norm> norm(const MaybeIn1& weight, float eps) {
   return Norm{vector(*weight), eps};
 }
 
+// A norm's weight and eps.
+using NormArg = std::tuple<In1, float>;
+using MaybeNorm = std::optional<NormArg>;
+
+Layer::OwnNorm own(const MaybeNorm& norm) {
+  if (!norm) return {};
+  const auto& [weight, eps] = *norm;
+  return {{weight.data(), weight.data() + weight.shape(0)}, eps};
+}
+
 void require(bool good, const std::string& name, size_t got, size_t expected) {
   if (!good)
     throw std::invalid_argument(name + ": got " + std::to_string(got) + ", expected " +
@@ -132,10 +142,34 @@ NB_MODULE(_native, m) {
         return works;
       }, "Who reads what together: (first row, end, first grid index, pages), in order.");
 
+  nb::class_<Stack>(m, "Stack")
+      .def("__init__", [](Stack* self, Activation activation, float scale) {
+        new (self) Stack{activation, scale, {}};
+      }, "activation"_a, "scale"_a)
+      .def("add", [](Stack& self, const Linear& qkv, const Linear& o, const Linear& gate_up,
+                     const Linear& down, const NormArg& attn_norm, const MaybeNorm& q_norm,
+                     const MaybeNorm& k_norm, const MaybeNorm& post_attn_norm,
+                     const NormArg& ffn_norm, const MaybeNorm& post_ffn_norm, int64_t rope,
+                     int64_t window) {
+        self.layers.push_back({&qkv, &o, &gate_up, &down, own(attn_norm), own(q_norm), own(k_norm),
+                               own(post_attn_norm), own(ffn_norm), own(post_ffn_norm), rope,
+                               window});
+      }, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
+         nb::keep_alive<1, 5>(), "qkv"_a, "o"_a, "gate_up"_a, "down"_a, "attn_norm"_a,
+         "q_norm"_a.none(), "k_norm"_a.none(), "post_attn_norm"_a.none(), "ffn_norm"_a,
+         "post_ffn_norm"_a.none(), "rope"_a, "window"_a);
+
   nb::class_<Backend>(m, "Backend")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a = "")
       .def_prop_ro("isa", &Backend::isa)
       .def_prop_ro("threads", &Backend::threads)
+      .def_prop_ro("seconds", [](const Backend& self) {
+        const Seconds& s = self.seconds();
+        nb::dict spent;
+        spent["embed"] = s.embed, spent["linear"] = s.linear, spent["rope_store"] = s.rope_store;
+        spent["attend"] = s.attend, spent["copy_page"] = s.copy_page, spent["draw"] = s.draw;
+        return spent;
+      }, "Seconds inside each operation since the backend was made.")
       .def_static("isas", &Backend::isas)
       .def("pack", [](Backend& self, const std::vector<const Source*>& parts,
                       const MaybeIn1& bias) {
@@ -170,7 +204,7 @@ NB_MODULE(_native, m) {
                             float k_eps) {
         const auto q_norm = norm(q_weight, q_eps), k_norm = norm(k_weight, k_eps);
         nb::gil_scoped_release release;
-        self.rope_store(rows(qkv), cache, layer, plan, rows(cos), rows(sin), rows(q), q_norm,
+        self.rope_store(rows(qkv), cache, layer, plan, {rows(cos), rows(sin)}, rows(q), q_norm,
                         k_norm);
       }, "qkv"_a.noconvert(), "cache"_a, "layer"_a, "plan"_a, "cos"_a.noconvert(),
          "sin"_a.noconvert(), "q"_a.noconvert(), "q_weight"_a.noconvert().none(), "q_eps"_a,
@@ -181,6 +215,13 @@ NB_MODULE(_native, m) {
         self.attend(rows(q), cache, layer, plan, scale, rows(out), window);
       }, "q"_a.noconvert(), "cache"_a, "layer"_a, "plan"_a, "scale"_a, "out"_a.noconvert(),
          "window"_a)
+      .def("run", [](Backend& self, const Stack& stack, const Out2& h, Cache& cache,
+                     const Plan& plan, const std::vector<std::tuple<In2, In2>>& ropes) {
+        std::vector<Rope> tables;
+        for (const auto& [cos, sin] : ropes) tables.push_back({rows(cos), rows(sin)});
+        nb::gil_scoped_release release;
+        self.run(stack, rows(h), cache, plan, tables);
+      }, "stack"_a, "h"_a.noconvert(), "cache"_a, "plan"_a, "ropes"_a)
       .def("copy_page", &Backend::copy_page, "cache"_a, "source"_a, "target"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("draw", [](Backend& self, const In2& logits, const Ints1& row, const Ints1& given,

@@ -50,12 +50,37 @@ class Plan:
     def works(self) -> list[tuple[int, int, int, int]]:
         """Who reads what together: (first row, end, first grid index, pages), in order."""
 
+Norm = tuple[F32, float]
+"""Weight and eps."""
+
+class Stack:
+    def __init__(self, activation: Activation, scale: float) -> None: ...
+    def add(
+        self,
+        qkv: base.Linear,
+        o: base.Linear,
+        gate_up: base.Linear,
+        down: base.Linear,
+        attn_norm: Norm,
+        q_norm: Norm | None,
+        k_norm: Norm | None,
+        post_attn_norm: Norm | None,
+        ffn_norm: Norm,
+        post_ffn_norm: Norm | None,
+        rope: int,
+        window: int,
+    ) -> None: ...
+
 class Backend:
     def __init__(self, threads: int, isa: str = "") -> None: ...
     @property
     def isa(self) -> str: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds inside each operation since the backend was made."""
+
     @staticmethod
     def isas() -> list[str]:
         """Instruction sets that this build and this processor have, best first."""
@@ -97,6 +122,14 @@ class Backend:
         scale: float,
         out: F32,
         window: int,
+    ) -> None: ...
+    def run(
+        self,
+        stack: base.Stack,
+        h: F32,
+        cache: base.Cache,
+        plan: base.Plan,
+        ropes: list[tuple[F32, F32]],
     ) -> None: ...
     def copy_page(self, cache: base.Cache, source: int, target: int) -> None: ...
     def draw(

@@ -147,6 +147,33 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One decoder layer: its packed weights, and how it attends. `run_layers` says in what order.
+
+    Attributes:
+        rope: index of its rotary table.
+        window: positions that a row sees; 0: all before it.
+    """
+
+    attn_norm: Norm
+    qkv: Linear
+    q_norm: Norm | None
+    k_norm: Norm | None
+    o: Linear
+    post_attn_norm: Norm | None
+    ffn_norm: Norm
+    gate_up: Linear
+    down: Linear
+    post_ffn_norm: Norm | None
+    rope: int
+    window: int
+
+
+class Stack(Protocol):
+    """All layers of a model, made ready to run by the backend that packed them. Immutable."""
+
+
+@dataclass(frozen=True)
 class Draws:
     """What to read off logits rows: tokens to draw, or the log-probability of given ones.
 
@@ -288,6 +315,14 @@ class Backend(Protocol):
         """
         ...
 
+    def stack(self, layers: Sequence[Layer], activation: Activation, scale: float) -> Stack:
+        """Make layers ready for `run`; `scale` is attention's."""
+        ...
+
+    def run(self, stack: Stack, h: F32, cache: Cache, plan: Plan, ropes: Sequence[Rope]) -> None:
+        """All layers over `h[rows, hidden]`, in place: to the bit what `run_layers` does."""
+        ...
+
     def copy_page(self, cache: Cache, source: int, target: int) -> None:
         """Copy one page of all layers."""
         ...
@@ -295,3 +330,28 @@ class Backend(Protocol):
     def draw(self, logits: F32, draws: Draws) -> Drawn:
         """Draw or score tokens from `logits[rows, vocab]`."""
         ...
+
+
+def run_layers(
+    backend: Backend,
+    layers: Sequence[Layer],
+    activation: Activation,
+    scale: float,
+    h: F32,
+    cache: Cache,
+    plan: Plan,
+    ropes: Sequence[Rope],
+) -> None:
+    """A pass over all layers, one operation after the other: the definition of `Backend.run`."""
+    for i, layer in enumerate(layers):
+        qkv, q, attended, ffn = (
+            np.empty((len(h), columns), np.float32)
+            for columns in (layer.qkv.outputs, layer.o.inputs, layer.o.inputs, layer.down.inputs)
+        )
+        backend.linear(h, layer.qkv, qkv, norm=layer.attn_norm)
+        q_norm, k_norm = layer.q_norm, layer.k_norm
+        backend.rope_store(qkv, cache, i, plan, ropes[layer.rope], q, q_norm=q_norm, k_norm=k_norm)
+        backend.attend(q, cache, i, plan, scale, attended, window=layer.window)
+        backend.linear(attended, layer.o, h, post_norm=layer.post_attn_norm, add=True)
+        backend.linear(h, layer.gate_up, ffn, norm=layer.ffn_norm, activation=activation)
+        backend.linear(ffn, layer.down, h, post_norm=layer.post_ffn_norm, add=True)

@@ -8,6 +8,7 @@ checked as the native backend checks them; a wrong shape or range raises ValueEr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -23,12 +24,15 @@ from anabranch.backends.base import (
     CacheShape,
     Drawn,
     Draws,
+    Layer,
     Linear,
     Norm,
     Plan,
     Quantized,
     Rope,
+    Stack,
     Weight,
+    run_layers,
 )
 from anabranch.backends.philox import philox
 
@@ -68,6 +72,15 @@ class CheckedBatch:
         for i in range(len(rows) - 1):
             table = self.batch.tables[tables[i] : tables[i + 1]]
             yield slice(int(rows[i]), int(rows[i + 1])), table
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """What `run_layers` wants to know of a model."""
+
+    layers: tuple[Layer, ...]
+    activation: Activation
+    scale: float
 
 
 class ReferenceBackend:
@@ -195,6 +208,15 @@ class ReferenceBackend:
             weights = _softmax(np.where(hidden, np.float32(-np.inf), scores))
             attended = weights @ values[:, None]  # [kv_heads, group, rows, dim]
             out[rows] = attended.transpose(2, 0, 1, 3).reshape(len(at), heads * dim)
+
+    def stack(self, layers: Sequence[Layer], activation: Activation, scale: float) -> LayerStack:
+        """Keep the layers as they are."""
+        return LayerStack(tuple(layers), activation, scale)
+
+    def run(self, stack: Stack, h: F32, cache: Cache, plan: Plan, ropes: Sequence[Rope]) -> None:
+        """Run layer by layer."""
+        own = _own(stack, LayerStack)
+        run_layers(self, own.layers, own.activation, own.scale, h, cache, plan, ropes)
 
     def copy_page(self, cache: Cache, source: int, target: int) -> None:
         """Copy keys and values."""

@@ -1,33 +1,13 @@
-"""The one decoder: every architecture's forward pass, driven by its `ModelConfig`.
-
-Six backend calls per layer, on arrays allocated once.
-"""
+"""The one decoder: every architecture's forward pass, driven by its `ModelConfig`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Linear, Norm, Rope
+from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Layer, Linear, Norm, Rope
 from anabranch.models.config import ModelFile, RopeSpec
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """The packed weights of one layer."""
-
-    attn_norm: Norm
-    qkv: Linear
-    q_norm: Norm | None
-    k_norm: Norm | None
-    o: Linear
-    post_attn_norm: Norm | None
-    ffn_norm: Norm
-    gate_up: Linear
-    down: Linear
-    post_ffn_norm: Norm | None
 
 
 class Decoder:
@@ -55,21 +35,17 @@ class Decoder:
         self.config, self.backend, self.max_rows = file.config, backend, max_rows
         config, packer = self.config, _Packer(file, backend, progress)
         self._embed = packer.matrix("embed")
-        self._layers = [packer.layer(i) for i in range(len(config.layers))]
+        layers = [packer.layer(i) for i in range(len(config.layers))]
+        scale = config.attention_scale or config.dim**-0.5
+        self._stack = backend.stack(layers, config.activation, scale)
         self._final_norm = packer.norm("final_norm")
         self._output = self._embed if config.tied else packer.matrix("output")
         self.nbytes = packer.nbytes
         """Bytes of packed matrices."""
 
-        queries, keys = config.heads * config.dim, config.kv_heads * config.dim
         self._hidden = np.empty((max_rows, config.hidden), np.float32)
-        self._qkv = np.empty((max_rows, queries + 2 * keys), np.float32)
-        self._q = np.empty((max_rows, queries), np.float32)
-        self._attended = np.empty((max_rows, queries), np.float32)
-        self._ffn = np.empty((max_rows, config.ffn), np.float32)
         self._logits = np.empty((0, config.vocab), np.float32)
         self._ropes = [_RopeTable(spec, config.dim) for spec in config.ropes]
-        self._scale = config.attention_scale or config.dim**-0.5
 
     def cache(self, pages: int) -> Cache:
         """Storage for this model's keys and values."""
@@ -92,19 +68,9 @@ class Decoder:
             raise ValueError(f"position {positions - 1} exceeds context {self.config.context}")
         plan = backend.plan(batch, cache)
         ropes = [table.upto(positions) for table in self._ropes]
-        h, qkv, q = self._hidden[:rows], self._qkv[:rows], self._q[:rows]
-        attended, ffn = self._attended[:rows], self._ffn[:rows]
-
+        h = self._hidden[:rows]
         backend.embed(self._embed, batch.tokens, self.config.embedding_scale, h)
-        for i, (spec, layer) in enumerate(zip(self.config.layers, self._layers, strict=True)):
-            backend.linear(h, layer.qkv, qkv, norm=layer.attn_norm)
-            rope, q_norm, k_norm = ropes[spec.rope], layer.q_norm, layer.k_norm
-            backend.rope_store(qkv, cache, i, plan, rope, q, q_norm=q_norm, k_norm=k_norm)
-            backend.attend(q, cache, i, plan, self._scale, attended, window=spec.window)
-            backend.linear(attended, layer.o, h, post_norm=layer.post_attn_norm, add=True)
-            activation = self.config.activation
-            backend.linear(h, layer.gate_up, ffn, norm=layer.ffn_norm, activation=activation)
-            backend.linear(ffn, layer.down, h, post_norm=layer.post_ffn_norm, add=True)
+        backend.run(self._stack, h, cache, plan, ropes)
         return h
 
     def logits(self, hidden: F32, rows: I32) -> F32:
@@ -138,9 +104,9 @@ class _Packer:
         }
         self.done = self.nbytes = 0
 
-    def layer(self, i: int) -> _Layer:
+    def layer(self, i: int) -> Layer:
         config, at = self.file.config, f"layers.{i}."
-        return _Layer(
+        return Layer(
             attn_norm=self.norm(at + "attn_norm"),
             qkv=self.matrix(at + "q", at + "k", at + "v", bias=config.qkv_bias),
             q_norm=self.norm(at + "q_norm") if config.qk_norm else None,
@@ -151,6 +117,8 @@ class _Packer:
             gate_up=self.matrix(at + "gate", at + "up"),
             down=self.matrix(at + "down"),
             post_ffn_norm=self.norm(at + "post_ffn_norm") if config.post_norms else None,
+            rope=config.layers[i].rope,
+            window=config.layers[i].window,
         )
 
     def matrix(self, *names: str, bias: bool = False) -> Linear:
