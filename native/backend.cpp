@@ -181,12 +181,14 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
       .out = target,
       .out_stride = outputs,
   };
-  // Chunks of at least 32 KiB of weights, and at least four per thread where that is possible.
+  // Chunks of some microseconds: 32 KiB of weights for one row, and as many products for more. But
+  // at least eight per thread where that is possible.
   const int64_t tiles = gated ? gate_tiles : weight.tiles;
   const int64_t row_blocks = divide_up(rows, kRowBlock);
   const int64_t tile_bytes = weight.parts[0].tile_bytes * (gated ? 2 : 1);
-  const int64_t fair = divide_up(tiles * row_blocks, 4 * threads());
-  const int64_t step = std::clamp<int64_t>(divide_up(32768, tile_bytes), 1, fair);
+  const int64_t fair = divide_up(tiles * row_blocks, 8 * threads());
+  const int64_t cost = tile_bytes * std::min(rows, kRowBlock);
+  const int64_t step = std::clamp<int64_t>(divide_up(32768, cost), 1, fair);
   pool_->run(divide_up(tiles, step) * row_blocks, [&](int64_t chunk, int) {
     const int64_t tile = chunk / row_blocks * step, row = chunk % row_blocks * kRowBlock;
     kernels_.linear(job, tile, std::min(tile + step, tiles), row, std::min(row + kRowBlock, rows));

@@ -30,12 +30,15 @@ constexpr int64_t group_blocks(int64_t groups) { return (groups + kGroupBlock - 
 
 // One matrix of a stack, in tiles of 16 outputs. A tile is its groups of 32 inputs one after the
 // other, read once from front to back; a group is its integers, then its factors.
-//   integers: lines of 64 bytes, 4 consecutive inputs of 16 outputs; at 4 bits, a line holds the
-//             first 4 inputs in its low nibbles and the next 4 in its high ones.
+//   integers: lines of 64 bytes, 4 consecutive inputs of 16 outputs. Below 8 bits, a line holds the
+//             lower nibbles of the first 4 inputs and of the next 4; at 5 bits, bit i of one more
+//             line is the high bit of inputs 4i to 4i + 3; at 6 bits, two more lines hold the two
+//             high bits of 16 inputs each. They are unsigned, and without offsets they stand for
+//             themselves less 2^(bits - 1). At 8 bits they are signed.
 //   factors:  16 scales (twice that if `fine`), then 16 offsets if it has them; all of them
 //             binary16 if `half`, which is only used where that loses nothing.
 struct Part {
-  int32_t bits;  // 4 or 8
+  int32_t bits;  // 4, 5, 6 or 8
   bool fine;     // groups of 16 inputs
   bool offset;
   bool half;

@@ -45,14 +45,36 @@ bool all_half(const float* factors, int64_t count) {
   return half;
 }
 
+// The least bits that hold all integers exactly: unsigned with offsets, else centred.
+int least_bits(const Matrix& m) {
+  const int64_t count = m.outputs * m.inputs;
+  const auto* q = reinterpret_cast<const int8_t*>(m.q);
+  int low = 0, high = 0;
+  for (int64_t i = 0; i < count; ++i) low = std::min<int>(low, q[i]), high = std::max<int>(high, q[i]);
+  const int least = m.group == 16 ? 6 : 4, most = m.offset ? 5 : 6;  // forms that there are
+  for (int bits = least; bits <= most; ++bits) {
+    const int centre = m.offset ? 0 : 1 << (bits - 1);
+    if (low + centre >= 0 && high + centre < 1 << bits) return bits;
+  }
+  return 8;
+}
+
+// Whether offsets only centre 4-bit integers, as in Q4_0. Where scales fit binary16, nothing rounds.
+bool only_centres(const Matrix& m) {
+  const int64_t count = m.outputs * (m.inputs / m.group);
+  for (int64_t i = 0; m.offset && i < count; ++i)
+    if (m.offset[i] != -8.0f * m.scale[i]) return false;
+  return m.offset != nullptr;
+}
+
 Part describe(const Matrix& m, int64_t groups) {
   Part part{};
-  part.bits = m.bits;
+  part.bits = m.values ? 8 : m.bits == 4 ? 4 : least_bits(m);
   part.fine = m.group == 16;
-  part.offset = m.offset != nullptr;
   const int64_t factors = m.values ? 0 : m.outputs * (m.inputs / m.group);
   part.half = !m.values && all_half(m.scale, factors);
   if (m.offset) part.half = all_half(m.offset, factors) && part.half;
+  part.offset = m.bits == 4 ? !(part.half && only_centres(m)) : m.offset != nullptr;
   part.outputs = m.outputs;
   part.tiles = (m.outputs + kTile - 1) / kTile;
   const int64_t vectors = (part.fine ? 2 : 1) + (part.offset ? 1 : 0);
@@ -61,17 +83,44 @@ Part describe(const Matrix& m, int64_t groups) {
   return part;
 }
 
-// Where the integer of (output, input) of a tile is: a byte, and at 4 bits the shift in it.
+// What is added to an integer to store it unsigned.
+int centre(const Part& part) { return part.bits == 8 || part.offset ? 0 : 1 << (part.bits - 1); }
+
+// Where the integer of (output, input) of a tile is: a byte and, below 8 bits, the shift of its
+// nibble in it; above 4, the same for its high bits.
 struct Place {
-  int64_t byte;
-  int shift;
+  int64_t byte, high_byte;
+  int shift, high_shift;
 };
 
 Place place(const Part& part, int64_t output, int64_t input) {
-  const int64_t group = input / kGroup, step = input % kGroup / 4;
-  const int64_t in_line = group * part.group_bytes + output * 4 + input % 4;
-  if (part.bits == 8) return {in_line + step * 64, 0};
-  return {in_line + step / 2 * 64, step % 2 ? 4 : 0};
+  const int64_t line = input % kGroup / 4;
+  const int64_t group = input / kGroup * part.group_bytes + output * 4 + input % 4;
+  if (part.bits == 8) return {group + line * 64, 0, 0, 0};
+  const int64_t planes = group + integer_bytes(4);
+  const int shift = line % 2 ? 4 : 0;
+  if (part.bits == 6)
+    return {group + line / 2 * 64, planes + line / 4 * 64, shift, static_cast<int>(line % 4 * 2)};
+  return {group + line / 2 * 64, planes, shift, static_cast<int>(line)};
+}
+
+void put_integer(const Part& part, uint8_t* tile, const Place& at, int64_t offset, int q) {
+  if (part.bits == 8) {
+    tile[at.byte + offset] = static_cast<uint8_t>(q);
+    return;
+  }
+  const int stored = q + centre(part);
+  tile[at.byte + offset] |= static_cast<uint8_t>((stored & 15) << at.shift);
+  if (part.bits > 4)
+    tile[at.high_byte + offset] |= static_cast<uint8_t>(stored >> 4 << at.high_shift);
+}
+
+int get_integer(const Part& part, const uint8_t* tile, const Place& at) {
+  if (part.bits == 8) return static_cast<int8_t>(tile[at.byte]);
+  int stored = tile[at.byte] >> at.shift & 15;
+  if (part.bits > 4)
+    stored |= (tile[at.high_byte] >> at.high_shift & ((1 << (part.bits - 4)) - 1)) << 4;
+  return stored - centre(part);
 }
 
 void put_factor(const Part& part, uint8_t* tile, int64_t group, int64_t vector, int64_t lane,
@@ -101,11 +150,13 @@ float get_factor(const Part& part, const uint8_t* tile, int64_t group, int64_t v
 void pack_quantized(const Matrix& m, const Part& part, int64_t output, uint8_t* tile,
                     int64_t lane) {
   const uint8_t* q = m.q + output * m.inputs;
+  const bool centred = m.bits == 4 && !part.offset;
   uint8_t used = 0;
   for (int64_t i = 0; i < m.inputs; i += 4) {
     const Place at = place(part, lane, i);
     for (int64_t j = 0; j < 4; ++j) {
-      tile[at.byte + j] |= static_cast<uint8_t>(q[i + j] << at.shift);
+      const int value = m.bits == 4 ? q[i + j] : static_cast<int8_t>(q[i + j]);
+      put_integer(part, tile, at, j, centred ? value - 8 : value);
       used |= q[i + j];
     }
   }
@@ -115,7 +166,8 @@ void pack_quantized(const Matrix& m, const Part& part, int64_t output, uint8_t* 
   const int64_t count = m.inputs / m.group, per_group = part.fine ? 2 : 1;
   for (int64_t i = 0; i < count; ++i) {
     put_factor(part, tile, i / per_group, i % per_group, lane, m.scale[output * count + i]);
-    if (m.offset) put_factor(part, tile, i, 1, lane, m.offset[output * count + i]);
+    if (part.offset)
+      put_factor(part, tile, i, 1, lane, m.offset ? m.offset[output * count + i] : 0.0f);
   }
 }
 
@@ -134,8 +186,8 @@ void pack_values(const Matrix& m, const Part& part, int64_t output, uint8_t* til
     put_factor(part, tile, begin / kGroup, 0, lane, scale);
     for (int64_t i = begin; i < end; ++i) {
       const float q = scale > 0.0f ? std::nearbyint(values[i] / scale) : 0.0f;
-      tile[place(part, lane, i).byte] =
-          static_cast<uint8_t>(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
+      put_integer(part, tile, place(part, lane, i), 0,
+                  static_cast<int>(std::clamp(q, -127.0f, 127.0f)));
     }
   }
 }
@@ -181,9 +233,7 @@ void Linear::row(int64_t output, float factor, float* out) const {
     const float scale = get_factor(*part, tile, g, half, lane);
     const float offset = part->offset ? get_factor(*part, tile, g, 1, lane) : 0.0f;
     for (int64_t i = begin; i < std::min(begin + group, inputs); ++i) {
-      const Place at = place(*part, lane, i);
-      const uint8_t byte = tile[at.byte];
-      const int q = part->bits == 4 ? byte >> at.shift & 15 : static_cast<int8_t>(byte);
+      const int q = get_integer(*part, tile, place(*part, lane, i));
       out[i] = factor * (static_cast<float>(q) * scale + offset);
     }
   }

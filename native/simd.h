@@ -26,7 +26,9 @@ constexpr int kLanes = 16;
 // F32: float lanes. I32: integer lanes. max(a, b) is b where either is NaN.
 // Line: 64 bytes of weights, 4 consecutive inputs of each of 16 outputs.
 // Quad: 4 consecutive activations, the same for all outputs.
-// Dot4, Dot8: exact sums of products of 4-bit and 8-bit weights with 8-bit activations.
+// Dot<Bits, Centred>: exact sums of products of weights with 8-bit activations, line by line, with
+// a `fold` after every kRun lines. Weights of 4 to 6 bits are unsigned; centred ones stand for
+// themselves less 2^(Bits - 1). Weights of 8 bits are signed.
 
 #if defined(ANABRANCH_AVX512)
 
@@ -77,6 +79,8 @@ inline I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline I32 operator<<(I32 x, int n) { return {_mm512_sll_epi32(x.v, _mm_cvtsi32_si128(n))}; }
 inline I32 operator>>(I32 x, int n) { return {_mm512_sra_epi32(x.v, _mm_cvtsi32_si128(n))}; }
 inline I32 operator&(I32 x, int32_t y) { return {_mm512_and_si512(x.v, _mm512_set1_epi32(y))}; }
+inline I32 operator|(I32 x, I32 y) { return {_mm512_or_si512(x.v, y.v)}; }
+inline I32 operator-(I32 x, int32_t y) { return {_mm512_sub_epi32(x.v, _mm512_set1_epi32(y))}; }
 inline I32 multiply_short(I32 x, int16_t y) {  // lanes fit 16 bits
   return {_mm512_madd_epi16(x.v, _mm512_set1_epi32((uint16_t)y))};
 }
@@ -89,9 +93,13 @@ struct Line { __m512i v; };
 struct Quad { __m512i v; };
 
 inline Line load_line(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-inline Line low_nibbles(Line x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
-inline Line high_nibbles(Line x) {
-  return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))};
+inline void store_line(uint8_t* p, Line x) { _mm512_storeu_si512(p, x.v); }
+inline Line operator|(Line a, Line b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int Left, int Mask>  // the bits of `Mask` of every byte, after a shift
+inline Line shifted(Line x) {
+  if constexpr (Left > 0) x.v = _mm512_slli_epi16(x.v, Left);
+  if constexpr (Left < 0) x.v = _mm512_srli_epi16(x.v, -Left);
+  return {_mm512_and_si512(x.v, _mm512_set1_epi8(Mask))};
 }
 inline Quad load_quad(const int8_t* p) {
   int32_t four;
@@ -99,19 +107,22 @@ inline Quad load_quad(const int8_t* p) {
   return {_mm512_set1_epi32(four)};
 }
 
-struct Dot4 {
-  __m512i v = _mm512_setzero_si512();
-  void add(Line w, Quad a) { v = _mm512_dpbusd_epi32(v, w.v, a.v); }
-  I32 sum() const { return {v}; }
-};
-
-// vpdpbusd wants unsigned weights: w + 128, with 128 times the sum of activations taken off.
-struct Dot8 {
-  struct Weights { __m512i v; };
-  static Weights prepare(Line w) { return {_mm512_xor_si512(w.v, _mm512_set1_epi8(-128))}; }
+// vpdpbusd wants unsigned weights: what they are too large by is taken off in advance.
+template <int Bits, bool Centred>
+struct Dot {
+  using Weights = Line;
+  static constexpr int kRun = 8;
+  static Weights prepare(Line w) {
+    if constexpr (Bits == 8) w.v = _mm512_xor_si512(w.v, _mm512_set1_epi8(-128));
+    return w;
+  }
   __m512i v;
-  void start(int32_t activation_sum) { v = _mm512_set1_epi32(-128 * activation_sum); }
+  void start(int32_t activation_sum) {
+    constexpr int32_t kCentre = Bits == 8 || Centred ? 1 << (Bits - 1) : 0;
+    v = _mm512_set1_epi32(-kCentre * activation_sum);
+  }
   void add(Weights w, Quad a) { v = _mm512_dpbusd_epi32(v, w.v, a.v); }
+  void fold() {}
   I32 sum() const { return {v}; }
 };
 
@@ -196,6 +207,13 @@ inline I32 operator&(I32 x, int32_t y) {
   const __m256i all = _mm256_set1_epi32(y);
   return {_mm256_and_si256(x.a, all), _mm256_and_si256(x.b, all)};
 }
+inline I32 operator|(I32 x, I32 y) {
+  return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)};
+}
+inline I32 operator-(I32 x, int32_t y) {
+  const __m256i all = _mm256_set1_epi32(y);
+  return {_mm256_sub_epi32(x.a, all), _mm256_sub_epi32(x.b, all)};
+}
 inline I32 multiply_short(I32 x, int16_t y) {  // lanes fit 16 bits
   const __m256i all = _mm256_set1_epi32((uint16_t)y);
   return {_mm256_madd_epi16(x.a, all), _mm256_madd_epi16(x.b, all)};
@@ -215,12 +233,18 @@ struct Quad { __m256i v; };
 inline Line load_line(const uint8_t* p) {
   return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)(p + 32))};
 }
-inline Line low_nibbles(Line x) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+inline void store_line(uint8_t* p, Line x) {
+  _mm256_store_si256((__m256i*)p, x.a), _mm256_store_si256((__m256i*)(p + 32), x.b);
 }
-inline Line high_nibbles(Line x) {
-  return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
+inline Line operator|(Line x, Line y) {
+  return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)};
+}
+template <int Left, int Mask>  // the bits of `Mask` of every byte, after a shift
+inline Line shifted(Line x) {
+  const __m256i mask = _mm256_set1_epi8(Mask);
+  if constexpr (Left > 0) x = {_mm256_slli_epi16(x.a, Left), _mm256_slli_epi16(x.b, Left)};
+  if constexpr (Left < 0) x = {_mm256_srli_epi16(x.a, -Left), _mm256_srli_epi16(x.b, -Left)};
+  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
 }
 inline Quad load_quad(const int8_t* p) {
   int32_t four;
@@ -232,24 +256,38 @@ inline Quad load_quad(const int8_t* p) {
 // spills every product.
 inline void pin(__m256i& x) { asm("" : "+x"(x)); }
 
-// Pairs of products are at most 2 * 15 * 127; the 8 of a group fit 16 bits: 30480.
-struct Dot4 {
-  __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
-  void add(Line w, Quad x) {
+// vpmaddubsw adds pairs of products in 16 bits. Of 4-bit weights these are at most 2 * 15 * 127, and
+// 8 of them fit, 30480 of 32767; of 5-bit weights 4 (31496), of 6-bit weights 2 (32004).
+template <int Bits, bool Centred>
+struct Dot {
+  using Weights = Line;
+  static constexpr int kRun = Bits == 4 ? 8 : Bits == 5 ? 4 : 2;
+  static Weights prepare(Line w) { return w; }
+  __m256i a, b, wide_a, wide_b;
+  void start(int32_t activation_sum) {
+    a = b = _mm256_setzero_si256();
+    wide_a = wide_b = _mm256_set1_epi32(Centred ? -(1 << (Bits - 1)) * activation_sum : 0);
+  }
+  void add(Weights w, Quad x) {
     a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w.a, x.v));
     b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w.b, x.v));
     pin(a), pin(b);
   }
-  I32 sum() const {
+  void fold() {
     const __m256i one = _mm256_set1_epi16(1);
-    return {_mm256_madd_epi16(a, one), _mm256_madd_epi16(b, one)};
+    wide_a = _mm256_add_epi32(wide_a, _mm256_madd_epi16(a, one));
+    wide_b = _mm256_add_epi32(wide_b, _mm256_madd_epi16(b, one));
+    a = b = _mm256_setzero_si256();
   }
+  I32 sum() const { return {wide_a, wide_b}; }
 };
 
-// vpmaddubsw wants unsigned weights: |w|, with its sign moved to the activation, which lies in
-// [-127, 127] and can take it. A pair is at most 2 * 128 * 127 = 32512, so 16 bits hold it.
-struct Dot8 {
+// Signed weights: |w|, with its sign moved to the activation, which lies in [-127, 127] and can take
+// it. A pair is at most 2 * 128 * 127 = 32512.
+template <bool Centred>
+struct Dot<8, Centred> {
   struct Weights { __m256i a, b, abs_a, abs_b; };
+  static constexpr int kRun = 8;
   static Weights prepare(Line w) { return {w.a, w.b, _mm256_abs_epi8(w.a), _mm256_abs_epi8(w.b)}; }
   __m256i a, b;
   void start(int32_t) { a = b = _mm256_setzero_si256(); }
@@ -261,6 +299,7 @@ struct Dot8 {
     b = _mm256_add_epi32(b, _mm256_madd_epi16(high, one));
     pin(a), pin(b);
   }
+  void fold() {}
   I32 sum() const { return {a, b}; }
 };
 
@@ -355,6 +394,12 @@ inline I32 operator>>(I32 x, int n) {
 inline I32 operator&(I32 x, int32_t y) {
   return each<I32>([&](int i) { return x.v[i] & y; });
 }
+inline I32 operator|(I32 x, I32 y) {
+  return each<I32>([&](int i) { return x.v[i] | y.v[i]; });
+}
+inline I32 operator-(I32 x, int32_t y) {
+  return each<I32>([&](int i) { return x.v[i] - y; });
+}
 inline I32 multiply_short(I32 x, int16_t y) {  // lanes fit 16 bits
   return each<I32>([&](int i) { return x.v[i] * y; });
 }
@@ -371,12 +416,14 @@ inline Line load_line(const uint8_t* p) {
   memcpy(x.v, p, 64);
   return x;
 }
-inline Line low_nibbles(Line x) {
-  for (uint8_t& byte : x.v) byte &= 15;
+inline void store_line(uint8_t* p, const Line& x) { memcpy(p, x.v, 64); }
+inline Line operator|(Line x, const Line& y) {
+  for (int i = 0; i < 64; ++i) x.v[i] |= y.v[i];
   return x;
 }
-inline Line high_nibbles(Line x) {
-  for (uint8_t& byte : x.v) byte >>= 4;
+template <int Left, int Mask>  // the bits of `Mask` of every byte, after a shift
+inline Line shifted(Line x) {
+  for (uint8_t& byte : x.v) byte = (uint8_t)((Left > 0 ? byte << Left : byte >> -Left) & Mask);
   return x;
 }
 inline Quad load_quad(const int8_t* p) {
@@ -385,20 +432,23 @@ inline Quad load_quad(const int8_t* p) {
   return x;
 }
 
-template <class Byte>  // uint8_t for 4-bit weights, int8_t for 8-bit ones
+template <int Bits, bool Centred>
 struct Dot {
   using Weights = Line;
-  static Weights prepare(Line w) { return w; }
+  static constexpr int kRun = 8;
+  static Weights prepare(const Line& w) { return w; }
   int32_t v[kLanes] = {};
-  void start(int32_t) {}
+  void start(int32_t activation_sum) {
+    for (int32_t& lane : v) lane = Centred && Bits < 8 ? -(1 << (Bits - 1)) * activation_sum : 0;
+  }
   void add(const Line& w, Quad a) {
     for (int o = 0; o < kLanes; ++o)
-      for (int i = 0; i < 4; ++i) v[o] += (Byte)w.v[4 * o + i] * a.v[i];
+      for (int i = 0; i < 4; ++i)
+        v[o] += (Bits == 8 ? (int8_t)w.v[4 * o + i] : w.v[4 * o + i]) * a.v[i];
   }
+  void fold() {}
   I32 sum() const { return each<I32>([&](int i) { return v[i]; }); }
 };
-using Dot4 = Dot<uint8_t>;
-using Dot8 = Dot<int8_t>;
 
 #endif
 

@@ -95,10 +95,17 @@ def test_derived_keys(key: int, index: int, position: int) -> None:
 def matrix(
     rng: np.random.Generator, outputs: int, inputs: int, form: tuple[Any, Any, bool]
 ) -> Quantized:
-    """Random weights, now and then with the extreme -128, and scales that binary16 holds."""
+    """Random weights, now and then of fewer bits, with the extreme -128, with offsets that only
+    centre them, and with scales that binary16 holds."""
     weight = random_weight(rng, (outputs, inputs), *form)
-    if weight.bits == 8 and rng.random() < 0.5:
+    if weight.bits == 8 and rng.random() < 0.3:
         weight.q[rng.random(weight.q.shape) < 0.1] = -128
+    elif weight.bits == 8:
+        bits = int(rng.integers(4, 9))
+        low = 0 if weight.offset is not None and bits < 8 else -(2 ** (bits - 1))
+        weight.q[:] = rng.integers(low, low + 2**bits, weight.q.shape)
+    elif weight.offset is not None and rng.random() < 0.3:
+        weight = replace(weight, offset=-8 * weight.scale)
     if rng.random() < 0.5:
         half = [None if a is None else a.astype(np.float16) for a in (weight.scale, weight.offset)]
         scale, offset = (None if a is None else a.astype(np.float32) for a in half)
@@ -299,7 +306,7 @@ def test_largest_integers_do_not_overflow(backend: NativeBackend) -> None:
     ones = np.ones((3, 2), np.float32)
     x = np.ones((2, 64), np.float32)
     x[1] = -1
-    for bits, low, high in ((4, 0, 15), (8, -128, 127)):
+    for bits, low, high in ((4, 0, 15), (8, -128, 127), (8, -32, 31), (8, -16, 15), (8, -8, 7)):
         q = (
             np.repeat([low, high, high], 64)
             .reshape(3, 64)
@@ -309,6 +316,30 @@ def test_largest_integers_do_not_overflow(backend: NativeBackend) -> None:
         weight = Quantized(q, ones, None, bits, 32)  # type: ignore[arg-type]
         want = x @ weight.dequantize().T
         np.testing.assert_allclose(linear(backend, x, [weight]), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "group", "offset", "bits"),
+    [
+        (-8, 7, 32, False, 4.5),
+        (-16, 15, 32, False, 5.5),
+        (-17, 15, 32, False, 6.5),
+        (-32, 31, 32, False, 6.5),
+        (-33, 31, 32, False, 8.5),
+        (-32, 31, 16, False, 7),
+        (-32, 32, 16, False, 9),
+        (0, 31, 32, True, 6),
+        (0, 32, 32, True, 9),
+    ],
+)
+def test_integers_take_the_bits_they_need(
+    low: int, high: int, group: Any, offset: bool, bits: float
+) -> None:
+    q = np.random.default_rng(0).integers(low, high + 1, (64, 64), np.int8)
+    q[0, :2] = low, high
+    scale = np.ones((64, 64 // group), np.float32)
+    weight = Quantized(q, scale, scale if offset else None, 8, group)
+    assert NATIVE.pack([weight]).nbytes == 64 * 64 * bits / 8
 
 
 def test_no_rows() -> None:

@@ -15,7 +15,9 @@ namespace anabranch::ANABRANCH_ISA {
 // What `Part` says of a group, known when compiling.
 template <int Bits, bool Fine, bool Offset, bool Half>
 struct Form {
-  static constexpr int kBits = Bits, kScales = Fine ? 2 : 1;
+  using Dot = ANABRANCH_ISA::Dot<Bits, !Offset>;
+
+  static constexpr int kBits = Bits, kScales = Fine ? 2 : 1, kLines = kGroup / 4 / kScales;
   static constexpr bool kOffset = Offset;
   static constexpr int64_t kFactorsAt = integer_bytes(Bits), kVector = kLanes * (Half ? 2 : 4);
   static constexpr int64_t kBytes = kFactorsAt + (kScales + Offset) * kVector;
@@ -26,61 +28,89 @@ struct Form {
     if constexpr (Half) return load_half((const uint16_t*)p);
     else return load((const float*)p);
   }
+
+  // Inputs 4L to 4L + 3 of a group, one in each byte.
+  template <int L>
+  static Line line(const uint8_t* group) {
+    if constexpr (Bits == 8) return load_line(group + 64 * L);
+    const uint8_t* planes = group + integer_bytes(4);
+    const Line nibbles = shifted<L % 2 ? -4 : 0, 15>(load_line(group + L / 2 * 64));
+    if constexpr (Bits == 5) return nibbles | shifted<4 - L, 16>(load_line(planes));
+    if constexpr (Bits == 6)
+      return nibbles | shifted<4 - L % 4 * 2, 48>(load_line(planes + L / 4 * 64));
+    return nibbles;
+  }
+
+  // The 16 weights of one input of a group.
+  static I32 weights(const uint8_t* group, int input) {
+    const int line = input / 4, byte = input % 4 * 8;
+    const auto part = [&](int64_t at, int shift) {
+      return load((const int32_t*)(group + at)) >> (byte + shift);
+    };
+    if constexpr (Bits == 8) return part(line * 64, 0) << 24 >> 24;
+    const I32 nibbles = part(line / 2 * 64, line % 2 * 4) & 15;
+    I32 w = nibbles;
+    if constexpr (Bits == 5) w = nibbles | (part(integer_bytes(4), line) & 1) << 4;
+    if constexpr (Bits == 6)
+      w = nibbles | (part(integer_bytes(4) + line / 4 * 64, line % 4 * 2) & 3) << 4;
+    if constexpr (Offset) return w;
+    return w - (1 << (Bits - 1));
+  }
 };
 
-// Groups [begin, end) of one tile for R rows, added to `acc[R][16]`.
-template <class Form, int R>
-void dot_tile(const uint8_t* tile, const Group* x, int64_t row_stride, int64_t begin, int64_t end,
-              float* acc) {
+#define INLINE __attribute__((always_inline))
+
+template <int From, int End, class F>
+INLINE inline void unroll(const F& f) {
+  if constexpr (From < End) {
+    f.template operator()<From>();
+    unroll<From + 1, End>(f);
+  }
+}
+
+constexpr int64_t kReadyBytes = integer_bytes(8);  // of a group whose lines are laid open
+
+template <class Form>
+inline void lay_open(const uint8_t* groups, int64_t count, uint8_t* ready) {
+  for (int64_t g = 0; g < count; ++g, groups += Form::kBytes, ready += kReadyBytes)
+    unroll<0, 8>([&]<int L>() INLINE {
+      store_line(ready + 64 * L, Form::template line<L>(groups));
+    });
+}
+
+// `count` groups of one tile for R rows, added to `acc[R][16]`. `ready` are their lines laid open,
+// or null if they are to be taken as they are packed.
+template <class Form, bool Ready, int R>
+void dot_tile(const uint8_t* group, const uint8_t* ready, const Group* x, int64_t row_stride,
+              int64_t count, float* acc) {
   F32 sums[R];
   for (int r = 0; r < R; ++r) sums[r] = load(acc + r * kLanes);
-  for (int64_t g = begin; g < end; ++g) {
-    const uint8_t* lines = tile + g * Form::kBytes;
-    const Group* a = x + g;
-    if constexpr (Form::kBits == 4) {
-      Dot4 dot[R];
-      for (int line = 0; line < 4; ++line) {
-        const Line both = load_line(lines + 64 * line);
-        const Line low = low_nibbles(both), high = high_nibbles(both);
-        for (int r = 0; r < R; ++r) dot[r].add(low, load_quad(a[r * row_stride].q + 8 * line));
-        for (int r = 0; r < R; ++r) dot[r].add(high, load_quad(a[r * row_stride].q + 8 * line + 4));
+  for (int64_t g = 0; g < count; ++g, ++x, group += Form::kBytes) {
+    unroll<0, Form::kScales>([&]<int Part>() INLINE {
+      using Dot = typename Form::Dot;
+      Dot dot[R];
+      for (int r = 0; r < R; ++r) {
+        const int16_t* sum = x[r * row_stride].sum;
+        dot[r].start(Form::kScales == 2 ? sum[Part] : sum[0] + sum[1]);
       }
-      const F32 scale = Form::factors(lines, 0);
+      unroll<0, Form::kLines>([&]<int I>() INLINE {
+        constexpr int L = Part * Form::kLines + I;
+        const auto w = Dot::prepare(Ready ? load_line(ready + g * kReadyBytes + 64 * L)
+                                          : Form::template line<L>(group));
+        for (int r = 0; r < R; ++r) dot[r].add(w, load_quad(x[r * row_stride].q + 4 * L));
+        if constexpr ((I + 1) % Dot::kRun == 0 || I + 1 == Form::kLines)
+          for (int r = 0; r < R; ++r) dot[r].fold();
+      });
+      const F32 scale = Form::factors(group, Part);
       for (int r = 0; r < R; ++r)
-        sums[r] = fma(to_float(dot[r].sum()), scale * splat(a[r * row_stride].scale), sums[r]);
-    } else {
-      constexpr int kLines = 8 / Form::kScales;
-      for (int part = 0; part < Form::kScales; ++part) {
-        Dot8 dot[R];
-        for (int r = 0; r < R; ++r) {
-          const int16_t* sum = a[r * row_stride].sum;
-          dot[r].start(Form::kScales == 2 ? sum[part] : sum[0] + sum[1]);
-        }
-        for (int line = part * kLines; line < (part + 1) * kLines; ++line) {
-          const Dot8::Weights w = Dot8::prepare(load_line(lines + 64 * line));
-          for (int r = 0; r < R; ++r) dot[r].add(w, load_quad(a[r * row_stride].q + 4 * line));
-        }
-        const F32 scale = Form::factors(lines, part);
-        for (int r = 0; r < R; ++r)
-          sums[r] = fma(to_float(dot[r].sum()), scale * splat(a[r * row_stride].scale), sums[r]);
-      }
-    }
+        sums[r] = fma(to_float(dot[r].sum()), scale * splat(x[r * row_stride].scale), sums[r]);
+    });
     if constexpr (Form::kOffset) {
-      const F32 offset = Form::factors(lines, Form::kScales);
-      for (int r = 0; r < R; ++r) sums[r] = fma(offset, splat(a[r * row_stride].total), sums[r]);
+      const F32 offset = Form::factors(group, Form::kScales);
+      for (int r = 0; r < R; ++r) sums[r] = fma(offset, splat(x[r * row_stride].total), sums[r]);
     }
   }
   for (int r = 0; r < R; ++r) store(acc + r * kLanes, sums[r]);
-}
-
-// The 16 weights of one input of a group.
-template <int Bits>
-inline I32 weights_of(const uint8_t* lines, int input) {
-  if constexpr (Bits == 4) {
-    const I32 line = load((const int32_t*)(lines + input / 8 * 64));
-    return line >> (input % 4 * 8 + input / 4 % 2 * 4) & 15;
-  }
-  return load((const int32_t*)(lines + input / 4 * 64)) << (24 - input % 4 * 8) >> 24;
 }
 
 // The activations of one row that are kept apart, in the groups `from + i` of the bits i of `mask`.
@@ -90,9 +120,9 @@ void add_apart(const uint8_t* tile, const Group* row, int64_t from, uint32_t mas
   for (; mask; mask &= mask - 1) {
     const int64_t g = from + __builtin_ctz(mask);
     const int at = row[g].apart_at;
-    const uint8_t* lines = tile + g * Form::kBytes;
-    const F32 scale = Form::factors(lines, at / (32 / Form::kScales));
-    const I32 product = multiply_short(weights_of<Form::kBits>(lines, at), row[g].apart);
+    const uint8_t* group = tile + g * Form::kBytes;
+    const F32 scale = Form::factors(group, at / (32 / Form::kScales));
+    const I32 product = multiply_short(Form::weights(group, at), row[g].apart);
     sums = fma(to_float(product), scale * splat(row[g].scale), sums);
   }
   store(acc, sums);
@@ -102,15 +132,22 @@ void add_apart(const uint8_t* tile, const Group* row, int64_t from, uint32_t mas
 template <class Form>
 void dot_rows(const uint8_t* tile, const Group* x, const uint32_t* apart, int64_t groups,
               int64_t rows, float* acc) {
+  alignas(64) uint8_t ready[kGroupBlock * kReadyBytes];
+  const bool open = Form::kBits < 8 && rows > kTileRows;  // else it costs more than it saves
   memset(acc, 0, rows * kLanes * sizeof *acc);
   const int64_t blocks = group_blocks(groups);
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t begin = block * kGroupBlock;
-    const int64_t end = begin + kGroupBlock < groups ? begin + kGroupBlock : groups;
+    const int64_t begin = block * kGroupBlock, rest = groups - begin;
+    const int64_t count = rest < kGroupBlock ? rest : kGroupBlock;
+    const uint8_t* group = tile + begin * Form::kBytes;
+    if (open) lay_open<Form>(group, count, ready);
     int64_t r = 0;
     const auto some = [&]<int R>() {
-      for (; rows - r >= R; r += R)
-        dot_tile<Form, R>(tile, x + r * groups, groups, begin, end, acc + r * kLanes);
+      for (; rows - r >= R; r += R) {
+        const Group* row = x + r * groups + begin;
+        if (open) dot_tile<Form, true, R>(group, ready, row, groups, count, acc + r * kLanes);
+        else dot_tile<Form, false, R>(group, nullptr, row, groups, count, acc + r * kLanes);
+      }
     };
     if constexpr (kTileRows >= 8) some.template operator()<8>();
     some.template operator()<4>();
@@ -130,12 +167,17 @@ inline DotRows dot_rows_for(const Part& part) {
     return part.half ? dot_rows<Form<Bits, Fine, Offset, true>>
                      : dot_rows<Form<Bits, Fine, Offset, false>>;
   };
-  if (part.bits == 4)
-    return part.offset ? pick.template operator()<4, false, true>()
-                       : pick.template operator()<4, false, false>();
-  if (part.fine) return pick.template operator()<8, true, false>();
-  return part.offset ? pick.template operator()<8, false, true>()
-                     : pick.template operator()<8, false, false>();
+  const auto offset = [&]<int Bits>() {
+    return part.offset ? pick.template operator()<Bits, false, true>()
+                       : pick.template operator()<Bits, false, false>();
+  };
+  if (part.fine)
+    return part.bits == 6 ? pick.template operator()<6, true, false>()
+                          : pick.template operator()<8, true, false>();
+  if (part.bits == 4) return offset.template operator()<4>();
+  if (part.bits == 5) return offset.template operator()<5>();
+  if (part.bits == 6) return pick.template operator()<6, false, false>();
+  return offset.template operator()<8>();
 }
 
 // One tile's products with bias, and where they go: `first` output, `count` of them.
