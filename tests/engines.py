@@ -40,21 +40,21 @@ class ByteTokenizer:
 
 
 @lru_cache
-def backend(name: str, threads: int = 1) -> Backend:
+def backend(name: str, threads: int = 1, isa: str | None = None) -> Backend:
     """A backend by name, built once."""
     if name == "native":
         from anabranch.backends.native import NativeBackend
 
-        return NativeBackend(threads=threads)
+        return NativeBackend(threads, isa)
     from anabranch.backends.reference import ReferenceBackend
 
     return ReferenceBackend()
 
 
 @lru_cache
-def decoder(family: str, name: str, threads: int, max_rows: int) -> Decoder:
+def decoder(family: str, name: str, threads: int, max_rows: int, isa: str | None = None) -> Decoder:
     """A packed toy model, built once: decoders hold no state between passes."""
-    return Decoder(toy(family), backend(name, threads), max_rows=max_rows)
+    return Decoder(toy(family), backend(name, threads, isa), max_rows=max_rows)
 
 
 def make_engine(
@@ -64,10 +64,11 @@ def make_engine(
     pages: int = 256,
     max_rows: int = 64,
     threads: int = 1,
+    isa: str | None = None,
     policy: Policy | None = None,
 ) -> Engine:
     """A fresh engine with an empty tree."""
-    core = EngineCore(decoder(family, name, threads, max_rows), pages=pages, policy=policy)
+    core = EngineCore(decoder(family, name, threads, max_rows, isa), pages=pages, policy=policy)
     return Engine(core, ByteTokenizer())  # type: ignore[arg-type]
 
 

@@ -19,7 +19,8 @@ from anabranch.backends.base import F32, PAGE_SLOTS, Backend, Cache
 from anabranch.backends.native import NativeBackend
 from anabranch.backends.reference import ReferenceBackend
 from anabranch.models.config import LayerSpec, RopeSpec
-from anabranch.models.decoder import Decoder, _RopeTable
+from anabranch.models.decoder import Decoder
+from anabranch.models.rope import RopeTable
 from tests.toy import FAMILIES, LLAMA, Span, ToyFile, batch_of, toy
 
 PAGES = 16
@@ -247,7 +248,7 @@ def test_progress_counts_every_parameter() -> None:
 @given(asked=st.lists(st.integers(1, 3000), min_size=1, max_size=4))
 def test_rope_tables_do_not_depend_on_how_they_grew(asked: list[int]) -> None:
     spec = RopeSpec(10_000.0, factor=2.0, divisors=(1, 1, 2, 4))
-    table, direct = _RopeTable(spec, 8), _RopeTable(spec, 8).upto(3000)
+    table, direct = RopeTable(spec, 8), RopeTable(spec, 8).upto(3000)
     for positions in asked:
         rope = table.upto(positions)
         assert len(rope.cos) == len(rope.sin) >= positions

@@ -259,15 +259,26 @@ def test_post_norm_and_residual(seed: int, outputs: int, add: bool) -> None:
     np.testing.assert_allclose(got, residual + normed, rtol=1e-5, atol=1e-6)
 
 
-@few
-@given(seeds, st.sampled_from(FORMS), st.sampled_from([2, 5, 33, 70]))
-def test_linear_bits_are_the_rows_own(seed: int, form: tuple[Any, Any, bool], rows: int) -> None:
+@settings(max_examples=50)
+@given(
+    seeds,
+    st.sampled_from(FORMS),
+    st.sampled_from([2, 5, 33, 70]),
+    st.sampled_from([224, 224, 1056]),
+    st.sampled_from(["silu", "gelu_tanh"]),
+    st.booleans(),
+)
+def test_linear_bits_are_the_rows_own(
+    seed: int, form: tuple[Any, Any, bool], rows: int, inputs: int, activation: str, normed: bool
+) -> None:
     """Alone or among others, on one thread or two, on any instruction set."""
     rng = np.random.default_rng(seed)
-    parts: list[Weight] = [matrix(rng, n, 224, form) for n in (37, 37)]
-    x = rows_of(rng, rows, 224)
-    norm, post = (Norm(rng.normal(size=n).astype(np.float32), 1e-5) for n in (224, 37))
-    options: dict[str, Any] = {"norm": norm, "post_norm": post, "add": True, "activation": "silu"}
+    parts: list[Weight] = [matrix(rng, n, inputs, form) for n in (37, 37)]
+    x = rows_of(rng, rows, inputs)
+    options: dict[str, Any] = {"add": True, "activation": activation}
+    if normed:
+        norm, post = (Norm(rng.normal(size=n).astype(np.float32), 1e-5) for n in (inputs, 37))
+        options |= {"norm": norm, "post_norm": post}
     together = [linear(backend, x, parts, **options) for backend in BACKENDS]
     packed = ALONE.pack(parts)
     start = np.linspace(-1, 1, rows * 37, dtype=np.float32).reshape(rows, 37)

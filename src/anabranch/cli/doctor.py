@@ -32,6 +32,8 @@ _ROOM_BYTES = 2 << 30  # cache folder: room for the largest known model and its 
 _SELF_TEST_SECONDS = 4.0  # leaves a second for loading the model to take longer than here
 _REBUILD = "install again with `pip install --force-reinstall .`, which needs a C++20 compiler"
 
+_REPORT = "please report this, with what `anabranch doctor --json` says of the machine"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -55,10 +57,16 @@ class Check:
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    determinism: Annotated[
+        bool,
+        typer.Option(
+            "--determinism", help="Check instead, within a minute, that bits depend on nothing."
+        ),
+    ] = False,
 ) -> None:
     """Check this machine and measure it, in at most five seconds."""
     console, findings = Console(highlight=False), []
-    for check in examine():
+    for check in _determinism() if determinism else examine():
         findings.append(check)
         if not as_json:
             console.print(_line(check), soft_wrap=True)
@@ -89,9 +97,28 @@ def examine() -> Iterator[Check]:
         except (AnabranchError, OSError) as error:
             finding = Check(name, "fail", str(error))
         except ImportError as error:
-            finding = Check(name, "fail", f"not installed whole: {error}", _REBUILD)
+            finding = _incomplete(name, error)
         if finding is not None:
             yield finding
+
+
+def _determinism() -> Iterator[Check]:
+    """Run programs in every way that must make no difference, and compare bits."""
+    try:
+        from anabranch.cli.determinism import examine
+    except ImportError as error:
+        yield _incomplete("kernels", error)
+        return
+    for found in examine():
+        if found.fault:
+            detail = f"{found.detail}: {found.fault}"
+            yield Check(found.name, "fail", detail, _REPORT, found.values)
+        else:
+            yield Check(found.name, "ok", found.detail, values=found.values)
+
+
+def _incomplete(name: str, error: ImportError) -> Check:
+    return Check(name, "fail", f"not installed whole: {error}", _REBUILD)
 
 
 def _line(check: Check) -> Text:

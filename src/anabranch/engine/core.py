@@ -234,8 +234,10 @@ class EngineCore:
         request = want.request
         assert isinstance(request, Look)
         top = min(request.top, len(logits))
-        ids = np.argpartition(-logits, top - 1)[:top]
-        ids = ids[np.lexsort((ids, -logits[ids]))]
+        # Ties go to the smaller id, at the border too, where argpartition keeps any of them.
+        least = np.partition(logits, -top)[-top]
+        ids = np.flatnonzero(logits >= least)
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:top]
         scores = [
             Want(Score(request.cursor, want.row + 1, [token], _nothing), want.row, 0)
             for token in ids.tolist()

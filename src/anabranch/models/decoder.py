@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Layer, Linear, Norm, Rope
-from anabranch.models.config import ModelFile, RopeSpec
+from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Layer, Linear, Norm
+from anabranch.models.config import ModelFile
+from anabranch.models.rope import RopeTable
 
 
 class Decoder:
@@ -36,7 +38,7 @@ class Decoder:
         config, packer = self.config, _Packer(file, backend, progress)
         self._embed = packer.matrix("embed")
         layers = [packer.layer(i) for i in range(len(config.layers))]
-        scale = config.attention_scale or config.dim**-0.5
+        scale = config.attention_scale or 1 / math.sqrt(config.dim)
         self._stack = backend.stack(layers, config.activation, scale)
         self._final_norm = packer.norm("final_norm")
         self._output = self._embed if config.tied else packer.matrix("output")
@@ -45,7 +47,7 @@ class Decoder:
 
         self._hidden = np.empty((max_rows, config.hidden), np.float32)
         self._logits = np.empty((0, config.vocab), np.float32)
-        self._ropes = [_RopeTable(spec, config.dim) for spec in config.ropes]
+        self._ropes = [RopeTable(spec, config.dim) for spec in config.ropes]
 
     def cache(self, pages: int) -> Cache:
         """Storage for this model's keys and values."""
@@ -87,8 +89,10 @@ class Decoder:
     def normed(self, hidden: F32, rows: I32) -> F32:
         """`[len(rows), hidden]`: the final-normed states that logits are read from."""
         h, norm = hidden[rows], self._final_norm
-        mean = np.mean(h * h, axis=1, keepdims=True)
-        normed: F32 = h / np.sqrt(mean + np.float32(norm.eps)) * norm.weight
+        # Summed one after the other: the order in which np.sum adds is numpy's affair.
+        squares = np.add.accumulate(h * h, axis=1, dtype=np.float64)[:, -1:]
+        factor = 1 / np.sqrt(squares / h.shape[1] + norm.eps)
+        normed: F32 = h * factor.astype(np.float32) * norm.weight
         return normed
 
 
@@ -142,31 +146,3 @@ class _Packer:
         self.done += sum(self.sizes[name] for name in names)
         if self.progress:
             self.progress(self.done, sum(self.sizes.values()))
-
-
-class _RopeTable:
-    """Cosines and sines of one family of frequencies, for as many positions as were asked for.
-
-    Grows by doubling, each block computed once in float64 and rounded once: the values do not
-    depend on how it grew, and a long context costs nothing until it is used.
-    """
-
-    def __init__(self, spec: RopeSpec, dim: int, first: int = 512) -> None:
-        divisors = np.array(spec.divisors or 1.0)
-        pairs = np.arange(dim // 2)
-        self.frequencies = spec.base ** (-2.0 * pairs / dim) / spec.factor / divisors
-        self.rope = self._block(0, first)
-
-    def upto(self, positions: int) -> Rope:
-        """The table for positions 0 to `positions - 1`, or more."""
-        while (size := len(self.rope.cos)) < positions:
-            block = self._block(size, 2 * size)
-            self.rope = Rope(
-                np.concatenate([self.rope.cos, block.cos]),
-                np.concatenate([self.rope.sin, block.sin]),
-            )
-        return self.rope
-
-    def _block(self, start: int, stop: int) -> Rope:
-        angles = np.outer(np.arange(start, stop), self.frequencies)
-        return Rope(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -346,7 +347,7 @@ class Branch:
     ) -> Step:
         results = writer.results
         logps = tuple(r.logp for r in results)
-        logq = float(sum(r.logq for r in results))
+        logq = math.fsum(r.logq for r in results)
         usage = Usage(
             sampled_tokens=writer.drawn,
             forced_tokens=0 if writer.drawn else len(results),
@@ -366,7 +367,7 @@ class Branch:
             end=Mark(self.id, writer.start + len(results)),
             logps=logps,
             logq=logq,
-            logw=float(sum(logps)) - logq,
+            logw=math.fsum(logps) - logq,
             entropies=tuple(r.entropy for r in results),
             stop=stop,
             proper=proper,

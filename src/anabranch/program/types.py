@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class Step:
     @property
     def logp(self) -> float:
         """Sum of `logps`, nats."""
-        return float(sum(self.logps))
+        return math.fsum(self.logps)
 
 
 @dataclass(frozen=True)

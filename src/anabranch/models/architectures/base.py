@@ -14,6 +14,7 @@ from typing import Any
 from anabranch.backends.base import Activation
 from anabranch.models.architectures.fields import Fields
 from anabranch.models.config import LayerSpec, ModelConfig, RopeSpec
+from anabranch.models.rope import power
 
 _GGUF_NAMES = {
     "embed": "token_embd.weight",
@@ -231,7 +232,7 @@ def _llama3_divisors(scaling: Fields, dim: int, base: float, context: int) -> tu
         raise scaling.fault("low_freq_factor", low, f"below high_freq_factor, {high}")
     divisors = []
     for j in range(dim // 2):
-        wavelength = 2 * math.pi * base ** (2 * j / dim)
+        wavelength = 2 * math.pi * power(base, 2 * j, dim)
         kept = min(max((old / wavelength - low) / (high - low), 0.0), 1.0)
         divisors.append(1 / ((1 - kept) / factor + kept))
     return tuple(divisors)

@@ -7,6 +7,8 @@ Face rounds the factor to bfloat16 (sqrt(640): 25.25 instead of 25.298), from wh
 
 from __future__ import annotations
 
+import math
+
 from anabranch.models.architectures.base import (
     Architecture,
     describe,
@@ -34,8 +36,8 @@ def _describe(fields: Fields) -> ModelConfig:
         activation="gelu_tanh",
         qk_norm=True,
         post_norms=True,
-        embedding_scale=hidden**0.5,
-        attention_scale=fields.number("query_pre_attn_scalar", divisor) ** -0.5,
+        embedding_scale=math.sqrt(hidden),
+        attention_scale=1 / math.sqrt(fields.number("query_pre_attn_scalar", divisor)),
     )
 
 
