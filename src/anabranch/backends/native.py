@@ -36,6 +36,7 @@ _ACTIVATIONS = {
     "silu": _native.Activation.silu,
     "gelu_tanh": _native.Activation.gelu_tanh,
 }
+_STORAGES = {"f32": _native.Storage.f32, "bf16": _native.Storage.bf16}
 
 
 class NativeBackend:
@@ -81,7 +82,9 @@ class NativeBackend:
     def cache(self, shape: CacheShape, pages: int) -> _native.Cache:
         """Storage that takes memory only once it is written to. Raises ResourceError."""
         try:
-            return _native.Cache(shape.layers, shape.kv_heads, shape.dim, pages)
+            return _native.Cache(
+                shape.layers, shape.kv_heads, shape.dim, pages, _STORAGES[shape.storage]
+            )
         except MemoryError:
             size = pages * shape.page_bytes / 2**30
             raise ResourceError(
