@@ -69,7 +69,7 @@ const Kernels& choose(const std::string& isa) {
 
 // Queries that meet a span together: enough to use each key many times from the first-level cache,
 // few enough that they and their scores stay in the second.
-constexpr int64_t kMostQueries = 96, kFewQueries = 12;
+constexpr int64_t kMostQueries = 48, kFewQueries = 12;
 
 // Sums of spans that are kept at a time; with more, rows go in rounds.
 constexpr int64_t kSumsBytes = int64_t{16} << 20;

@@ -150,11 +150,12 @@ struct Block {
   void score(int64_t i, const T* keys, const T* next, int32_t slot) {
     F32 sums[R];
     for (int r = 0; r < R; ++r) sums[r] = splat(0.0f);
-    const float* x = q + i * job.dim;
-    for (int64_t d = 0; d < job.dim; ++d) {
+    const int64_t dim = job.dim;
+    const float* x = q + i * dim;
+    for (int64_t d = 0; d < dim; ++d) {
       __builtin_prefetch(next + d * kSlots);
       const F32 key = load(keys + d * kSlots);
-      for (int r = 0; r < R; ++r) sums[r] = fma(splat(x[r * job.dim + d]), key, sums[r]);
+      for (int r = 0; r < R; ++r) sums[r] = fma(splat(x[r * dim + d]), key, sums[r]);
     }
     for (int r = 0; r < R; ++r) store(p + (i + r) * kScores + slot, sums[r]);
   }
@@ -183,17 +184,18 @@ struct Block {
   // o += p · values for R queries from i and slots [low, end) of a page. No other slot is read.
   template <int R>
   void add(int64_t i, const T* values, const T* next, int32_t slot, int32_t low, int32_t end) {
-    for (int64_t d = 0; d < job.dim_padded; d += kLanes) {
+    const int64_t stride = job.dim_padded;
+    const float* weights = p + i * kScores + slot;
+    for (int64_t d = 0; d < stride; d += kLanes) {
       F32 sums[R];
-      float* out = o + i * job.dim_padded + d;
-      const float* weights = p + i * kScores + slot;
-      for (int r = 0; r < R; ++r) sums[r] = load(out + r * job.dim_padded);
+      float* out = o + i * stride + d;
+      for (int r = 0; r < R; ++r) sums[r] = load(out + r * stride);
       for (int32_t s = low; s < end; ++s) {
-        __builtin_prefetch(next + s * job.dim_padded + d);
-        const F32 value = load(values + s * job.dim_padded + d);
+        __builtin_prefetch(next + s * stride + d);
+        const F32 value = load(values + s * stride + d);
         for (int r = 0; r < R; ++r) sums[r] = fma(splat(weights[r * kScores + s]), value, sums[r]);
       }
-      for (int r = 0; r < R; ++r) store(out + r * job.dim_padded, sums[r]);
+      for (int r = 0; r < R; ++r) store(out + r * stride, sums[r]);
     }
   }
 
