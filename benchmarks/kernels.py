@@ -172,12 +172,12 @@ def bench_attend(backend: NativeBackend, threads: int, budget: float) -> None:
             lambda: backend.attend(q, cache, next(layers), plan, 0.125, out, window=window),  # noqa: B023
             budget,
         )
-        seen = batch.positions.astype(np.int64) + 1
+        seen = np.minimum(batch.positions.astype(np.int64) + 1, window or pages * PAGE_SLOTS)
         last = -(-window // PAGE_SLOTS) if window else pages
         tables = np.split(batch.tables, batch.table_starts[1:-1])
         met = len(np.unique(np.concatenate([table[-last:] for table in tables])))
         limits = {
-            "multiply": 2 * heads * shape.dim * int((np.minimum(seen, window or seen)).sum()) / multiply,
+            "multiply": 2 * heads * shape.dim * int(seen.sum()) / multiply,
             "read": met * shape.page_bytes / shape.layers / read,
         }
         bound = max(limits, key=lambda name: limits[name])

@@ -154,7 +154,7 @@ class NativeBackend:
         *,
         window: int = 0,
     ) -> None:
-        """Attend over pages, those that rows share read once per block of such rows."""
+        """Attend over spans of 256 positions, each read from memory once for all rows below it."""
         self._ops.attend(q, cache, layer, plan, scale, out, window)
 
     def copy_page(self, cache: Cache, source: int, target: int) -> None:
