@@ -71,8 +71,8 @@ Plan::Plan(const BatchArrays& b, int64_t pages)
 }
 
 // Sequences [begin, end) agree on all columns before `column`. The run of columns that they go on
-// agreeing on is one Work per span; behind it the range falls apart into ranges of neighbours that agree on
-// the next column, and so on: the tree of prefixes, parents before children.
+// agreeing on is one Work per span; behind it the range falls apart into ranges of neighbours that
+// agree on the next column, and so on: the tree of prefixes, parents before children.
 void Plan::group(const BatchArrays& b) {
   struct Range { int64_t begin, end, column; };
   const auto sequences = std::ssize(b.row_starts) - 1;

@@ -555,16 +555,7 @@ def test_rope_store(seed: int, dim: int, q_normed: bool, k_normed: bool, storage
 def test_bf16_rounds_to_nearest_even(backend: Any) -> None:
     """What one position attends to is its own value, as it was stored."""
     eps = 2.0**-8
-    value = [
-        1,
-        1 + eps / 2,
-        1 + eps,
-        1 + 3 * eps,
-        -1 - 3 * eps,
-        1 + 1.01 * eps,
-        1.5 * 2.0**127,
-        3.4e38,
-    ]
+    value = [1, 1 + eps / 2, 1 + eps, 1 + 3 * eps, -1 - 3 * eps, 1 + 1.01 * eps, 2.0**127, 3.4e38]
     kept = [1, 1, 1, 1 + 4 * eps, -1 - 4 * eps, 1 + 2 * eps, 2.0**127, np.inf]
     cache = backend.cache(CacheShape(1, 1, 8, "bf16"), 1)
     zero = ints(0)

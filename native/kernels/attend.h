@@ -6,9 +6,11 @@
 // So the bits of a row depend on what it sees and on nothing else: not on the rows, blocks or
 // threads that the spans were computed with.
 //
-// A span meets the queries of all rows below it while it is in cache: however many branches share
-// a key, a pass fetches it from memory once (see `Backend::attend` for what that asks of the order
-// of blocks), and loads it from the first-level cache once per tile of queries.
+// However many branches share a key, a pass fetches it from memory once: a page that they share is
+// one page of one `Work`, and `Backend::attend_rows` lets all blocks of rows meet a span of one
+// kv_head before the next, so that from the second block on it comes from cache. Inside a block it
+// is loaded once per tile of queries. (Rows whose sums would exceed `kSumsBytes` go in rounds, and
+// read once per round.)
 //
 // After "FlashAttention" (Dao et al., 2022, section 3.1) for softmax in parts, "Flash-Decoding"
 // (Dao et al., 2023) for parts on several threads, and "ChunkAttention" (Ye et al., 2024,
@@ -60,10 +62,10 @@ template <class T>
 struct Block {
   const AttendJob& job;
   int64_t span, kv_head, row, group, n;
-  float *q, *p;           // [n][dim] times the scale, [n][kScores]
-  float *o, *m, *l;       // [n][dim_padded], [n], [n]: in the job's sums
-  Slots* seen;            // [n]
-  Tile* tiles;            // of the rows of one work
+  float *q, *p;      // [n][dim] times the scale, [n][kScores]
+  float *o, *m, *l;  // [n][dim_padded], [n], [n]: in the job's sums
+  Slots* seen;       // [n]
+  Tile* tiles;       // of the rows of one work
 
   static int64_t floats(const AttendJob& job, int64_t n) {
     return n * (job.dim + kScores) + n * (int64_t)(sizeof(Slots) + sizeof(Tile)) / 4;
@@ -202,7 +204,9 @@ struct Block {
   // Slots that all queries of a tile see go as one, those before and behind query by query.
   template <int R>
   void gather(const Tile& tile, const T* values, const T* next, int32_t slot) {
-    const auto in_page = [=](int32_t s) { return s < slot ? 0 : s > slot + kSlots ? (int32_t)kSlots : s - slot; };
+    const auto in_page = [=](int32_t s) {
+      return s < slot ? 0 : s - slot < kSlots ? s - slot : (int32_t)kSlots;
+    };
     int32_t low = in_page(tile.all.low), end = in_page(tile.all.end);
     const int64_t i = tile.query;
     if (low == 0 && end == kSlots) return add<R>(i, values, next, slot, 0, kSlots);
@@ -261,7 +265,7 @@ inline void attend(const AttendJob& job, int64_t span, int64_t kv_head, int64_t 
 // weights where their maxima were.
 inline void merge_query(const Sums& sums, int64_t first, int64_t count, int64_t i, int64_t dim,
                         float* out) {
-  float *o = sums.o + (first * sums.stride + i) * sums.dim_padded;
+  const float* o = sums.o + (first * sums.stride + i) * sums.dim_padded;
   float *m = sums.m + first * sums.stride + i, *l = sums.l + first * sums.stride + i;
   float top = -__builtin_inff(), total = 0.0f;
   for (int64_t s = 0; s < count; ++s)
