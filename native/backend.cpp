@@ -82,14 +82,17 @@ const Kernels& choose(const std::string& isa) {
   throw std::invalid_argument("isa: got " + isa + ", expected what this processor has: " + known);
 }
 
-// Queries that walk the pages together: enough to use each key many times, few enough that their
-// state stays in the second-level cache.
-constexpr int64_t kQueryBlock = 48;
+// Queries that meet a span together: enough to use each key many times from the first-level cache,
+// few enough that they and their scores stay in the second.
+constexpr int64_t kMostQueries = 48, kFewQueries = 12;
+
+// Sums of spans that are kept at a time; with more, rows go in rounds.
+constexpr int64_t kSumsBytes = int64_t{16} << 20;
 
 }  // namespace
 
-Cache::Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages)
-    : layers(layers), kv_heads(kv_heads), dim(dim), pages(pages) {
+Cache::Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages, Storage storage)
+    : layers(layers), kv_heads(kv_heads), dim(dim), pages(pages), storage(storage) {
   constexpr int64_t kMost = int64_t{1} << 20;
   require(layers >= 1 && layers <= kMost, "layers", layers, "a count from 1");
   require(kv_heads >= 1 && kv_heads <= kMost, "kv_heads", kv_heads, "a count from 1");
@@ -97,11 +100,11 @@ Cache::Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages)
   const int64_t most_pages = std::numeric_limits<int32_t>::max() / kSlots;  // slots are int32
   require(pages >= 1 && pages <= most_pages, "pages", pages, "1.." + to_string(most_pages));
   dim_padded = divide_up(dim, kTile) * kTile;
-  const double floats = static_cast<double>(layers) * static_cast<double>(kv_heads) *
+  const double size = static_cast<double>(layers) * static_cast<double>(kv_heads) *
                         static_cast<double>(dim + dim_padded) * kSlots * static_cast<double>(pages);
-  if (floats > 0x1p56) throw std::bad_alloc();
-  layer_floats = kv_heads * (dim + dim_padded) * kSlots;
-  memory_ = Memory(static_cast<size_t>(page_floats() * pages) * sizeof(float));
+  if (size > 0x1p56) throw std::bad_alloc();
+  layer_size = kv_heads * (dim + dim_padded) * kSlots;
+  memory_ = Memory(static_cast<size_t>(page_size() * pages * number_bytes()));
   nbytes = static_cast<int64_t>(memory_.bytes());
 }
 
@@ -245,11 +248,12 @@ void Backend::rope_store(Rows<const float> qkv, Cache& cache, int64_t layer, con
       .slots = plan.slots.data(),
       .q = q.data,
       .pages = cache.layer(layer),
+      .storage = cache.storage,
       .heads = heads,
       .kv_heads = cache.kv_heads,
       .dim = cache.dim,
       .dim_padded = cache.dim_padded,
-      .page_stride = cache.page_floats(),
+      .page_stride = cache.page_size(),
   };
   const int64_t step = std::max<int64_t>(1, 8192 / qkv.columns);
   pool_->run(divide_up(plan.rows, step), [&](int64_t chunk, int) {
@@ -265,32 +269,59 @@ void Backend::attend(Rows<const float> q, const Cache& cache, int64_t layer, con
   require_equal("out columns", out.columns, q.columns);
   require(window >= 0, "window", window, "0 or a number of positions");
 
+  if (plan.rows == 0) return;
+
   const Turn turn(mutex_, seconds_.attend);
-  const AttendJob job = {
+  AttendJob job = {
       .q = q.data,
       .out = out.data,
       .pages = cache.layer(layer),
+      .storage = cache.storage,
       .heads = heads,
       .kv_heads = cache.kv_heads,
       .dim = cache.dim,
       .dim_padded = cache.dim_padded,
-      .page_stride = cache.page_floats(),
+      .page_stride = cache.page_size(),
       .scale = scale,
       .window = window,
       .positions = plan.positions.data(),
       .works = plan.works.data(),
-      .work_count = static_cast<int64_t>(plan.works.size()),
+      .span_works = plan.span_works.data(),
+      .span = window ? std::max<int64_t>(0, plan.positions_begin - window + 1) / kSpan : 0,
+      .span_end = divide_up(plan.positions_end, kSpan),
+      .row = 0,
+      .row_end = 0,
+      .sums = nullptr,
   };
-  const int64_t group = heads / cache.kv_heads;
-  const int64_t block = std::max<int64_t>(1, kQueryBlock / group);
-  const int64_t blocks = divide_up(plan.rows, block);
+  const int64_t row_sums = (job.span_end - job.span) * heads * (cache.dim_padded + 2);
+  const int64_t most = std::max<int64_t>(1, kSumsBytes / (row_sums * int64_t{sizeof(float)}));
+  job.sums = sums_.get<float>(std::min(most, plan.rows) * row_sums);
+  for (; job.row < plan.rows; job.row = job.row_end) {
+    job.row_end = std::min(job.row + most, plan.rows);
+    attend_rows(job);
+  }
+}
+
+// Chunks are blocks of rows of a span and kv_head. Those of the same span and kv_head follow each
+// other, so that its keys and values, once fetched from memory, are in cache for all of them.
+void Backend::attend_rows(const AttendJob& job) {
+  const int64_t rows = job.row_end - job.row, spans = job.span_end - job.span;
+  const int64_t group = job.heads / job.kv_heads;
+  const int64_t fair = divide_up(rows * job.kv_heads * spans, 8 * threads());
+  const int64_t block = std::clamp(fair, divide_up(kFewQueries, group),
+                                   std::max(divide_up(kFewQueries, group), kMostQueries / group));
+  const int64_t blocks = divide_up(rows, block);
   const int64_t size = divide_up(kernels_.attend_scratch(job, block * group), 64) * 64;
   auto* scratch = attention_.get<float>(size * threads());
-  pool_->run(blocks * cache.kv_heads, [&](int64_t chunk, int thread) {
-    // The last rows have the most pages to meet: first come, first served.
-    const int64_t row = (blocks - 1 - chunk / cache.kv_heads) * block;
-    kernels_.attend(job, chunk % cache.kv_heads, row, std::min(row + block, plan.rows),
-                    scratch + thread * size);
+  pool_->run(spans * job.kv_heads * blocks, [&](int64_t chunk, int thread) {
+    const int64_t row = job.row + chunk % blocks * block;
+    kernels_.attend(job, job.span + chunk / blocks / job.kv_heads, chunk / blocks % job.kv_heads,
+                    row, std::min(row + block, job.row_end), scratch + thread * size);
+  });
+  const int64_t step = divide_up(256, job.heads * spans);  // less is not worth another thread
+  pool_->run(divide_up(rows, step), [&](int64_t chunk, int) {
+    const int64_t row = job.row + chunk * step;
+    for (int64_t r = row; r < std::min(row + step, job.row_end); ++r) kernels_.merge(job, r);
   });
 }
 
@@ -323,9 +354,9 @@ void Backend::copy_page(Cache& cache, int64_t source, int64_t target) {
   require_index("target page", target, cache.pages);
   if (source == target) return;
   const Turn turn(mutex_, seconds_.copy_page);
-  float* pages = cache.layer(0);
-  std::memcpy(pages + target * cache.page_floats(), pages + source * cache.page_floats(),
-              static_cast<size_t>(cache.page_floats()) * sizeof(float));
+  const int64_t bytes = cache.page_size() * cache.number_bytes();
+  std::memcpy(cache.layer(0) + target * bytes, cache.layer(0) + source * bytes,
+              static_cast<size_t>(bytes));
 }
 
 void Backend::draw(Rows<const float> logits, const DrawArrays& draws) {

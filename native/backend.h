@@ -38,16 +38,21 @@ struct Norm {
 };
 
 // Keys and values: [page][layer], each a page of one layer as kernels/rows.h lays it out.
+// `size`s are in numbers of the storage's type.
 class Cache {
  public:
-  Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages);
+  Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages, Storage storage);
   Cache(const Cache&) = delete;
 
-  float* layer(int64_t index) const { return memory_.as<float>() + index * layer_floats; }
-  int64_t page_floats() const { return layers * layer_floats; }
+  uint8_t* layer(int64_t index) const {
+    return memory_.as<uint8_t>() + index * layer_size * number_bytes();
+  }
+  int64_t page_size() const { return layers * layer_size; }
+  int64_t number_bytes() const { return storage == Storage::bf16 ? 2 : 4; }
 
   int64_t layers, kv_heads, dim, pages;
-  int64_t dim_padded, layer_floats, nbytes;
+  Storage storage;
+  int64_t dim_padded, layer_size, nbytes;
 
  private:
   Memory memory_;
@@ -118,12 +123,14 @@ class Backend {
   void draw(Rows<const float> logits, const DrawArrays& draws);
 
  private:
+  void attend_rows(const AttendJob& job);
+
   const Kernels& kernels_;
   std::unique_ptr<Pool> pool_;
   Arena weights_;
   std::recursive_mutex mutex_;  // one operation at a time, whatever Python thread it comes from
   Seconds seconds_;
-  Scratch quantized_, apart_, outputs_, attention_, stats_, qkv_, q_, attended_, ffn_;
+  Scratch quantized_, apart_, outputs_, attention_, sums_, stats_, qkv_, q_, attended_, ffn_;
   std::vector<Drawer> drawers_;  // of each thread
 };
 

@@ -119,9 +119,11 @@ NB_MODULE(_native, m) {
       .def_ro("outputs", &Linear::outputs)
       .def_ro("nbytes", &Linear::nbytes);
 
+  nb::enum_<Storage>(m, "Storage").value("f32", Storage::f32).value("bf16", Storage::bf16);
+
   nb::class_<Cache>(m, "Cache")
-      .def(nb::init<int64_t, int64_t, int64_t, int64_t>(), "layers"_a, "kv_heads"_a, "dim"_a,
-           "pages"_a)
+      .def(nb::init<int64_t, int64_t, int64_t, int64_t, Storage>(), "layers"_a, "kv_heads"_a,
+           "dim"_a, "pages"_a, "storage"_a)
       .def_ro("pages", &Cache::pages)
       .def_ro("nbytes", &Cache::nbytes);
 

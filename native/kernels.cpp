@@ -19,6 +19,7 @@ const Kernels kKernels = {
     .rope_store = rope_store,
     .attend_scratch = attend_scratch,
     .attend = attend,
+    .merge = merge,
     .row_stats = row_stats,
     .tempered = tempered,
     .at_least = at_least,

@@ -10,7 +10,7 @@ namespace anabranch {
 constexpr int64_t kTile = 16;      // outputs of a weight tile
 constexpr int64_t kGroup = 32;     // inputs that share an activation scale
 constexpr int64_t kSlots = 16;     // KV slots of a page
-constexpr int64_t kSpan = 256;     // positions whose attention is summed before it is merged
+constexpr int64_t kSpan = 256;     // positions whose attention is summed as one
 constexpr int64_t kRowBlock = 64;  // most rows that meet a weight tile while it is in cache
 constexpr int64_t kGroupBlock = 32;  // groups of a tile that stay in L1 while rows pass by
 
@@ -65,17 +65,22 @@ struct LinearJob {
   int64_t out_stride;
 };
 
+// How keys and values are kept. Arithmetic is in float.
+enum class Storage : int32_t { f32, bf16 };
+struct Bf16 { uint16_t bits; };  // the upper half of a float
+
 struct RopeJob {
   const float *qkv, *cos, *sin;
   const float *q_norm, *k_norm;  // [dim] or null
   float q_eps, k_eps;
   const int32_t *positions, *slots;
   float* q;
-  float* pages;  // of this layer
-  int64_t heads, kv_heads, dim, dim_padded, page_stride;
+  void* pages;  // of this layer
+  Storage storage;
+  int64_t heads, kv_heads, dim, dim_padded, page_stride;  // stride in numbers, not bytes
 };
 
-// Consecutive columns of the page tables that the same consecutive rows share.
+// Consecutive columns of the page tables that the same consecutive rows share, inside one span.
 struct Work {
   int64_t row_begin, row_end;
   int64_t grid;  // index of the first page on the absolute grid
@@ -86,13 +91,17 @@ struct Work {
 struct AttendJob {
   const float* q;
   float* out;
-  const float* pages;  // of this layer
+  const void* pages;  // of this layer
+  Storage storage;
   int64_t heads, kv_heads, dim, dim_padded, page_stride;
   float scale;
   int64_t window;
   const int32_t* positions;
   const Work* works;  // so ordered that each row meets its pages in ascending grid order
-  int64_t work_count;
+  const int64_t* span_works;  // those of span s: [span_works[s], span_works[s + 1])
+  int64_t span, span_end;     // all that these rows see
+  int64_t row, row_end;
+  float* sums;  // rows * heads * spans * (dim_padded + 2)
 };
 
 // A row of logits, in nats. NaN mass: the row has no distribution (NaN, +inf, or nothing but -inf).
@@ -117,8 +126,10 @@ struct Kernels {
   void (*rope_store)(const RopeJob& job, int64_t row);
   // Floats of scratch that `attend` wants for a block of queries (rows times heads per kv head).
   int64_t (*attend_scratch)(const AttendJob& job, int64_t queries);
-  void (*attend)(const AttendJob& job, int64_t kv_head, int64_t row, int64_t row_end,
+  // Sum one span for a block of rows; then, for each row, merge its spans into the job's out.
+  void (*attend)(const AttendJob& job, int64_t span, int64_t kv_head, int64_t row, int64_t row_end,
                  float* scratch);
+  void (*merge)(const AttendJob& job, int64_t row);
   RowStats (*row_stats)(const float* z, int64_t n);
   // p = exp((z - top) / temperature); block_mass[i] sums block i of 1024. Returns the whole sum.
   double (*tempered)(const float* z, int64_t n, float top, float temperature, float* p,

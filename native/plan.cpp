@@ -7,6 +7,8 @@
 namespace anabranch {
 namespace {
 
+constexpr int64_t kSpanPages = kSpan / kSlots;
+
 void require(bool good, const char* name, int64_t got, const std::string& expected) {
   if (!good)
     throw std::invalid_argument(std::string("plan: ") + name + " got " + std::to_string(got) +
@@ -41,7 +43,7 @@ void check_sequence(const BatchArrays& b, int64_t row, int64_t row_end, Ints tab
 }  // namespace
 
 Plan::Plan(const BatchArrays& b, int64_t pages)
-    : rows(std::ssize(b.tokens)), pages(pages), positions_end(0),
+    : rows(std::ssize(b.tokens)), pages(pages), positions_begin(0), positions_end(0),
       positions(b.positions.begin(), b.positions.end()), slots(b.slots.begin(), b.slots.end()),
       tables_(b.tables.begin(), b.tables.end()) {
   const auto sequences = std::max<int64_t>(std::ssize(b.row_starts) - 1, 0);
@@ -55,19 +57,22 @@ Plan::Plan(const BatchArrays& b, int64_t pages)
   for (int64_t s = 0; s < sequences; ++s)
     check_sequence(b, b.row_starts[s], b.row_starts[s + 1],
                    b.tables.subspan(b.table_starts[s], b.table_starts[s + 1] - b.table_starts[s]));
-  for (const int32_t position : positions)
-    positions_end = std::max<int64_t>(positions_end, position + 1);
+  if (rows) {
+    const auto [least, most] = std::minmax_element(positions.begin(), positions.end());
+    positions_begin = *least, positions_end = *most + 1;
+  }
 
   std::vector<int32_t> stored = slots;
   std::sort(stored.begin(), stored.end());
   for (size_t i = 1; i < stored.size(); ++i)
     require(stored[i] < 0 || stored[i] != stored[i - 1], "slot", stored[i], "each slot once");
   group(b);
+  sort_by_span();
 }
 
 // Sequences [begin, end) agree on all columns before `column`. The run of columns that they go on
-// agreeing on is one Work; behind it the range falls apart into ranges of neighbours that agree on
-// the next column, and so on: the tree of prefixes, parents before children.
+// agreeing on is one Work per span; behind it the range falls apart into ranges of neighbours that
+// agree on the next column, and so on: the tree of prefixes, parents before children.
 void Plan::group(const BatchArrays& b) {
   struct Range { int64_t begin, end, column; };
   const auto sequences = std::ssize(b.row_starts) - 1;
@@ -97,10 +102,29 @@ void Plan::group(const BatchArrays& b) {
     ranges.pop_back();
     int64_t end = needed(r.begin);
     for (int64_t s = r.begin; s + 1 < r.end; ++s) end = std::min(end, shared[s]);
-    works.push_back({b.row_starts[r.begin], b.row_starts[r.end], r.column, end - r.column,
-                     table(r.begin) + r.column});
+    add({b.row_starts[r.begin], b.row_starts[r.end], r.column, end - r.column,
+         table(r.begin) + r.column});
     push(r.begin, r.end, end);
   }
+}
+
+// Cut at the borders of spans.
+void Plan::add(Work work) {
+  while (work.count > 0) {
+    const int64_t first = std::min(work.count, kSpanPages - work.grid % kSpanPages);
+    works.push_back({work.row_begin, work.row_end, work.grid, first, work.pages});
+    work.grid += first, work.count -= first, work.pages += first;
+  }
+}
+
+// Parents stay before children: their pages come first.
+void Plan::sort_by_span() {
+  const auto span = [](const Work& work) { return work.grid / kSpanPages; };
+  std::stable_sort(works.begin(), works.end(),
+                   [&](const Work& a, const Work& b) { return span(a) < span(b); });
+  for (size_t w = 0; w < works.size(); ++w)
+    while (std::ssize(span_works) <= span(works[w])) span_works.push_back(static_cast<int64_t>(w));
+  span_works.push_back(std::ssize(works));
 }
 
 }  // namespace anabranch

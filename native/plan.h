@@ -23,12 +23,15 @@ class Plan {
   Plan(const Plan&) = delete;  // works point into it
 
   int64_t rows, pages;
-  int64_t positions_end;  // largest position + 1
+  int64_t positions_begin, positions_end;  // smallest position, largest + 1
   std::vector<int32_t> positions, slots;
-  std::vector<Work> works;
+  std::vector<Work> works;          // span by span
+  std::vector<int64_t> span_works;  // first of each span, then their number
 
  private:
   void group(const BatchArrays& batch);
+  void add(Work work);
+  void sort_by_span();
 
   std::vector<int32_t> tables_;
 };

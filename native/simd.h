@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels.h"
+
 #if defined(ANABRANCH_AVX512) || defined(ANABRANCH_AVX2)
 #include <immintrin.h>
 #else
@@ -33,6 +35,7 @@ constexpr int kLanes = 16;
 #if defined(ANABRANCH_AVX512)
 
 constexpr int kTileRows = 8;  // rows whose sums are kept in registers at once
+constexpr int kQueryTile = 12;  // queries that meet a key at once
 
 struct F32 { __m512 v; };
 struct I32 { __m512i v; };
@@ -126,9 +129,15 @@ struct Dot {
   I32 sum() const { return {v}; }
 };
 
+inline F32 load(const Bf16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+
 #elif defined(ANABRANCH_AVX2)
 
 constexpr int kTileRows = 4;
+constexpr int kQueryTile = 6;
 
 struct F32 { __m256 a, b; };
 struct I32 { __m256i a, b; };
@@ -303,9 +312,18 @@ struct Dot<8, Centred> {
   I32 sum() const { return {a, b}; }
 };
 
+inline F32 load(const Bf16* p) {
+  const auto half = [](const Bf16* q) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)q));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  };
+  return {half(p), half(p + 8)};
+}
+
 #else
 
 constexpr int kTileRows = 4;
+constexpr int kQueryTile = 4;
 
 struct F32 { float v[kLanes]; };
 struct I32 { int32_t v[kLanes]; };
@@ -450,6 +468,10 @@ struct Dot {
   I32 sum() const { return each<I32>([&](int i) { return v[i]; }); }
 };
 
+inline F32 load(const Bf16* p) {
+  return each<F32>([=](int i) { return from_bits((uint32_t)p[i].bits << 16); });
+}
+
 #endif
 
 // The first `count` lanes; the others are zero, or left alone.
@@ -551,10 +573,19 @@ inline F32 exp(F32 x) {
   e = where_less(x, low, splat(0.0f), e);
   return where_less(high, x, splat(__builtin_inff()), e);
 }
-inline float exp(float x) {
-  float lanes[kLanes];
-  store(lanes, exp(splat(x)));
-  return lanes[0];
+
+// 2^x for x <= 0 within 3 units in the last place; 0 below -126, NaN for NaN. 2^x = 2^n 2^r with
+// |r| <= 1/2; the polynomial is a minimax fit of (2^r - 1) / r.
+inline F32 power_of_2(F32 x) {
+  const F32 low = splat(-126.0f), y = max(low, x);
+  const I32 n = round(y);
+  const F32 r = y - to_float(n);
+  F32 p = splat(0x1.5bba14p-10f);
+  p = fma(p, r, splat(0x1.3cea88p-7f));
+  p = fma(p, r, splat(0x1.c6b752p-5f));
+  p = fma(p, r, splat(0x1.ebf9bcp-3f));
+  p = fma(p, r, splat(0x1.62e42ap-1f));
+  return where_less(x, low, splat(0.0f), fma(p, r, splat(1.0f)) * exp2(n));
 }
 
 inline F32 sigmoid(F32 x) { return splat(1.0f) / (splat(1.0f) + exp(splat(0.0f) - x)); }

@@ -40,6 +40,17 @@ def test_a_loaded_model_generates_chats_and_solves(model_path: Callable[[str], P
 
 
 @pytest.mark.model
+def test_keys_and_values_may_be_rounded(model_path: Callable[[str], Path]) -> None:
+    path = model_path("smollm2-135m")
+    with anabranch.load(path, kv_memory=1 << 28) as exact, \
+            anabranch.load(path, kv="bf16", kv_memory=1 << 28) as rounded:  # fmt: skip
+        assert rounded.fingerprint == exact.fingerprint + "+kv-bf16"
+        steps = [lm.generate("The capital of Italy is", max_tokens=8) for lm in (exact, rounded)]
+        assert "Rome" in steps[1].text
+        assert steps[0].logps != steps[1].logps
+
+
+@pytest.mark.model
 def test_memory_is_checked_before_loading(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,5 +66,7 @@ def test_memory_is_checked_before_loading(
 def test_unknown_names_are_refused_before_anything_is_fetched() -> None:
     with pytest.raises(InputError, match="did you mean native"):
         anabranch.load("smollm2-135m", backend="nativ")
+    with pytest.raises(InputError, match="did you mean bf16"):
+        anabranch.load("smollm2-135m", kv="b16")
     with pytest.raises(InputError, match="smollm2-135m"):
         anabranch.load("smollm2-13b", offline=True)

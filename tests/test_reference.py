@@ -260,7 +260,10 @@ def test_copy_page_copies_all_layers_and_nothing_else() -> None:
 
 
 def test_a_cache_costs_what_its_shape_says() -> None:
-    assert BACKEND.cache(SHAPE, 3).nbytes == 3 * SHAPE.page_bytes
+    half = replace(SHAPE, storage="bf16")
+    assert half.page_bytes * 2 == SHAPE.page_bytes
+    for shape in (SHAPE, half):
+        assert BACKEND.cache(shape, 3).nbytes == 3 * shape.page_bytes
 
 
 def test_attention_operations_refuse_what_does_not_fit() -> None:

@@ -1,14 +1,20 @@
-// Attention of a block of rows over the pages they share and the pages they do not.
+// Attention of rows over the pages they share and the pages they do not.
 //
-// Per query (a row and a head), in this order whatever else is in the block: positions in ascending
-// order are summed page by page in spans of 256 of the absolute grid, each span from zero with its
-// running maximum m, weight l (16 lanes) and output o; finished spans are merged in ascending order
-// by `Queries::merge`. Spans of one query could so be computed by several threads without a change
-// of bits.
+// Positions are cut into spans of 256 of the absolute grid. Per query (a row and a head) a span is
+// summed from zero: all its scores, their maximum m, weights 2^(score - m), their sum l, and the
+// output o, page by page in ascending order. `merge` then adds a row's spans up in ascending order.
+// So the bits of a row depend on what it sees and on nothing else: not on the rows, blocks or
+// threads that the spans were computed with.
 //
-// After "FlashAttention" (Dao et al., 2022, section 3.1) for the running softmax, and
-// "ChunkAttention" (Ye et al., 2024, section 3.2) for meeting shared keys with all their queries
-// at once.
+// However many branches share a key, a pass fetches it from memory once: a page that they share is
+// one page of one `Work`, and `Backend::attend_rows` lets all blocks of rows meet a span of one
+// kv_head before the next, so that from the second block on it comes from cache. Inside a block it
+// is loaded once per tile of queries. (Rows whose sums would exceed `kSumsBytes` go in rounds, and
+// read once per round.)
+//
+// After "FlashAttention" (Dao et al., 2022, section 3.1) for softmax in parts, "Flash-Decoding"
+// (Dao et al., 2023) for parts on several threads, and "ChunkAttention" (Ye et al., 2024,
+// section 3.2) for meeting shared keys with all their queries at once.
 #pragma once
 
 #include "../kernels.h"
@@ -16,182 +22,282 @@
 
 namespace anabranch::ANABRANCH_ISA {
 
-// The state of the queries of one block, structure of arrays: n = rows * heads per kv head.
-struct Queries {
-  int64_t dim, dim_padded;
-  float *q;              // [n][dim], times the scale
-  float *o, *total_o;    // [n][dim_padded]
-  float *l, *p;          // [n][16]
-  float *m, *total_m, *total_l;  // [n]
-  int32_t* span;         // [n] index of the span being summed; -1: none yet
+constexpr int64_t kScores = kSpan + kLanes;  // of a query; the rest keeps rows off the same sets
 
-  static int64_t floats(int64_t n, int64_t dim, int64_t dim_padded) {
-    return n * (dim + 2 * dim_padded + 2 * kLanes + 4) + 6 * kLanes;
+// Slots of a span, counted from its first.
+struct Slots { int32_t low, end; };
+
+// What a row at `position` sees of the span that begins at `base`.
+inline Slots visible(int64_t position, int64_t window, int64_t base) {
+  const auto inside = [](int64_t slot) {
+    return (int32_t)(slot < 0 ? 0 : slot > kSpan ? kSpan : slot);
+  };
+  const int64_t low = window && position >= window ? position - window + 1 : 0;
+  return {inside(low - base), inside(position + 1 - base)};
+}
+
+// Neighbouring queries that go through a page together. `any`: what some of them sees, `all`: what
+// all of them see, empty or not.
+struct Tile {
+  int32_t query, count;
+  Slots any, all;
+};
+
+// Where the sums of all spans of a round of rows lie: [span][kv_head][row][head of the kv_head].
+struct Sums {
+  int64_t stride, dim_padded;  // queries of a span
+  float *o, *m, *l;
+
+  explicit Sums(const AttendJob& job) {
+    stride = (job.row_end - job.row) * job.heads;
+    dim_padded = job.dim_padded;
+    o = job.sums;
+    m = o + (job.span_end - job.span) * stride * dim_padded;
+    l = m + (job.span_end - job.span) * stride;
+  }
+};
+
+// The queries of rows [row, row_end) and one kv_head, and one span.
+template <class T>
+struct Block {
+  const AttendJob& job;
+  int64_t span, kv_head, row, group, n;
+  float *q, *p;      // [n][dim] times the scale, [n][kScores]
+  float *o, *m, *l;  // [n][dim_padded], [n], [n]: in the job's sums
+  Slots* seen;       // [n]
+  Tile* tiles;       // of the rows of one work
+
+  static int64_t floats(const AttendJob& job, int64_t n) {
+    return n * (job.dim + kScores) + n * (int64_t)(sizeof(Slots) + sizeof(Tile)) / 4;
   }
 
-  Queries(float* scratch, int64_t n, int64_t dim, int64_t dim_padded)
-      : dim(dim), dim_padded(dim_padded) {
-    const auto take = [&](int64_t count) {
-      float* taken = scratch;
-      scratch += (count + kLanes - 1) / kLanes * kLanes;
-      return taken;
-    };
-    o = take(n * dim_padded), total_o = take(n * dim_padded);
-    l = take(n * kLanes), p = take(n * kLanes);
-    q = take(n * dim), m = take(n), total_m = take(n), total_l = take(n);
-    span = (int32_t*)take(n);
+  Block(const AttendJob& job, int64_t span, int64_t kv_head, int64_t row, int64_t row_end,
+        float* scratch)
+      : job(job), span(span), kv_head(kv_head), row(row), group(job.heads / job.kv_heads),
+        n((row_end - row) * group) {
+    p = scratch, q = p + n * kScores;
+    seen = (Slots*)(q + n * job.dim);
+    tiles = (Tile*)(seen + n);
+    const Sums sums(job);
+    const int64_t first = (span - job.span) * sums.stride +
+                          (kv_head * (job.row_end - job.row) + row - job.row) * group;
+    o = sums.o + first * sums.dim_padded, m = sums.m + first, l = sums.l + first;
+  }
+
+  // Whether any query sees anything of the span.
+  bool look() {
+    bool any = false;
     for (int64_t i = 0; i < n; ++i) {
-      span[i] = -1;
-      total_m[i] = -__builtin_inff();
-      total_l[i] = 0.0f;
+      seen[i] = i % group ? seen[i - 1]
+                          : visible(job.positions[row + i / group], job.window, span * kSpan);
+      any |= seen[i].low < seen[i].end;
     }
-    memset(total_o, 0, n * dim_padded * sizeof(float));
+    return any;
   }
 
-  void begin_span(int64_t i, int32_t index) {
-    if (span[i] == index) return;
-    if (span[i] >= 0) merge(i);
-    span[i] = index;
-    m[i] = -__builtin_inff();
-    store(l + i * kLanes, splat(0.0f));
-    memset(o + i * dim_padded, 0, dim_padded * sizeof(float));
-  }
-
-  // Fold the finished span into the total. The only place where spans meet.
-  void merge(int64_t i) {
-    const bool grew = m[i] > total_m[i];
-    const float top = grew ? m[i] : total_m[i];
-    const float keep = exp(total_m[i] - top), take = exp(m[i] - top);
-    total_m[i] = top;
-    total_l[i] = total_l[i] * keep + sum(load(l + i * kLanes)) * take;
-    for (int64_t d = i * dim_padded; d < (i + 1) * dim_padded; d += kLanes)
-      store(total_o + d, fma(load(o + d), splat(take), load(total_o + d) * splat(keep)));
-  }
-
-  // Turn the scores p of slots [low, end) into weights under the running maximum.
-  void weigh(int64_t i, int low, int end) {
-    const F32 hidden = splat(-__builtin_inff());
-    const F32 scores = keep_range(load(p + i * kLanes), low, end, hidden);
-    const float top = maximum(scores);
-    if (top > m[i]) {
-      const F32 shrink = splat(exp(m[i] - top));
-      store(l + i * kLanes, load(l + i * kLanes) * shrink);
-      for (int64_t d = i * dim_padded; d < (i + 1) * dim_padded; d += kLanes)
-        store(o + d, load(o + d) * shrink);
-      m[i] = top;
+  void take_queries() {
+    const F32 scale = splat(job.scale * 0x1.715476p+0f);  // weights are powers of 2, not of e
+    const int64_t count = group * job.dim;
+    for (int64_t r = 0; r < n / group; ++r) {
+      const float* from = job.q + ((row + r) * job.heads + kv_head * group) * job.dim;
+      for (int64_t d = 0; d < count; d += kLanes)
+        store_first(q + r * count + d, load_first(from + d, count - d) * scale, count - d);
     }
-    const F32 weights = exp(scores - splat(m[i]));
-    store(l + i * kLanes, load(l + i * kLanes) + weights);
-    store(p + i * kLanes, weights);
   }
 
-  // p = q · keys for queries i to i + R - 1.
+  // Tiles of queries [i, end): full ones, and no lonely rests.
+  int64_t make_tiles(int64_t i, int64_t end) {
+    int64_t made = 0;
+    while (i < end) {
+      const int64_t rest = end - i;
+      const int64_t count = rest <= kQueryTile       ? rest
+                            : rest < 2 * kQueryTile ? (rest + 1) / 2
+                                                    : kQueryTile;
+      Tile tile = {(int32_t)i, (int32_t)count, seen[i], seen[i]};
+      for (; ++i, --tile.count;) {
+        const Slots s = seen[i];
+        if (s.low < tile.any.low) tile.any.low = s.low;
+        if (s.end > tile.any.end) tile.any.end = s.end;
+        if (s.low > tile.all.low) tile.all.low = s.low;
+        if (s.end < tile.all.end) tile.all.end = s.end;
+      }
+      tile.count = (int32_t)count;
+      tiles[made++] = tile;
+    }
+    return made;
+  }
+
+  // Call `meet(tile, page, next, slot)` for all pages of the span and the tiles that see them:
+  // where the kv_head's part of the page begins (after `offset`), and that of the page to come.
+  template <class F>
+  void each_page(int64_t offset, F meet) {
+    const T* base = (const T*)job.pages + offset;
+    for (int64_t w = job.span_works[span]; w < job.span_works[span + 1]; ++w) {
+      const Work& work = job.works[w];
+      const int64_t begin = work.row_begin > row ? work.row_begin - row : 0;
+      const int64_t end = work.row_end - row < n / group ? work.row_end - row : n / group;
+      const int64_t count = make_tiles(begin * group, end * group);
+      for (int64_t c = 0; count && c < work.count; ++c) {
+        const T* page = base + work.pages[c] * job.page_stride;
+        const T* next = base + work.pages[c + 1 < work.count ? c + 1 : c] * job.page_stride;
+        const auto slot = (int32_t)((work.grid + c) * kSlots - span * kSpan);
+        for (const Tile* tile = tiles; tile < tiles + count; ++tile)
+          if (tile->any.low < slot + kSlots && tile->any.end > slot) meet(*tile, page, next, slot);
+      }
+    }
+  }
+
+  // p = q · keys for R queries from i.
   template <int R>
-  void score(int64_t i, const float* keys) {
+  void score(int64_t i, const T* keys, const T* next, int32_t slot) {
     F32 sums[R];
     for (int r = 0; r < R; ++r) sums[r] = splat(0.0f);
+    const int64_t dim = job.dim;
     const float* x = q + i * dim;
     for (int64_t d = 0; d < dim; ++d) {
+      __builtin_prefetch(next + d * kSlots);
       const F32 key = load(keys + d * kSlots);
       for (int r = 0; r < R; ++r) sums[r] = fma(splat(x[r * dim + d]), key, sums[r]);
     }
-    for (int r = 0; r < R; ++r) store(p + (i + r) * kLanes, sums[r]);
+    for (int r = 0; r < R; ++r) store(p + (i + r) * kScores + slot, sums[r]);
   }
 
-  // o += p · values, slot by slot. Slots outside [low, end) are not read: they may hold anything.
+  // Turn a query's scores into weights. What it does not see may hold anything and counts nothing.
+  void weigh(int64_t i) {
+    const auto [low, end] = seen[i];
+    if (low >= end) return;
+    const F32 hidden = splat(-__builtin_inff());
+    float* scores = p + i * kScores;
+    const int32_t first = low / kLanes * kLanes, last = (end - 1) / kLanes * kLanes;
+    store(scores + first, keep_range(load(scores + first), low - first, kLanes, hidden));
+    store(scores + last, keep_range(load(scores + last), 0, end - last, hidden));
+    F32 tops = hidden, total = splat(0.0f);
+    for (int32_t s = first; s <= last; s += kLanes) tops = max(load(scores + s), tops);
+    m[i] = maximum(tops);
+    const F32 top = splat(m[i]);
+    for (int32_t s = first; s <= last; s += kLanes) {
+      const F32 weights = power_of_2(load(scores + s) - top);
+      store(scores + s, weights);
+      total = total + weights;
+    }
+    l[i] = sum(total);
+  }
+
+  // o += p · values for R queries from i and slots [low, end) of a page. No other slot is read.
   template <int R>
-  void gather(int64_t i, const float* values, int low, int end) {
-    for (int64_t d = 0; d < dim_padded; d += kLanes) {
+  void add(int64_t i, const T* values, const T* next, int32_t slot, int32_t low, int32_t end) {
+    const int64_t stride = job.dim_padded;
+    const float* weights = p + i * kScores + slot;
+    for (int64_t d = 0; d < stride; d += kLanes) {
       F32 sums[R];
-      for (int r = 0; r < R; ++r) sums[r] = load(o + (i + r) * dim_padded + d);
-      for (int slot = low; slot < end; ++slot) {
-        const F32 value = load(values + slot * dim_padded + d);
-        for (int r = 0; r < R; ++r)
-          sums[r] = fma(splat(p[(i + r) * kLanes + slot]), value, sums[r]);
+      float* out = o + i * stride + d;
+      for (int r = 0; r < R; ++r) sums[r] = load(out + r * stride);
+      for (int32_t s = low; s < end; ++s) {
+        __builtin_prefetch(next + s * stride + d);
+        const F32 value = load(values + s * stride + d);
+        for (int r = 0; r < R; ++r) sums[r] = fma(splat(weights[r * kScores + s]), value, sums[r]);
       }
-      for (int r = 0; r < R; ++r) store(o + (i + r) * dim_padded + d, sums[r]);
+      for (int r = 0; r < R; ++r) store(out + r * stride, sums[r]);
     }
   }
 
+  // Slots that all queries of a tile see go as one, those before and behind query by query.
   template <int R>
-  int meet(int64_t i, const float* keys, const float* values, int low, int end) {
-    score<R>(i, keys);
-    for (int r = 0; r < R; ++r) weigh(i + r, low, end);
-    gather<R>(i, values, low, end);
-    return R;
-  }
-
-  // Queries [i, i_end) meet one page, of which they all see slots [low, end).
-  void meet_page(int64_t i, int64_t i_end, const float* keys, const float* values, int64_t grid,
-                 int low, int end) {
-    for (int64_t j = i; j < i_end; ++j) begin_span(j, (int32_t)(grid * kSlots / kSpan));
-    while (i < i_end) {  // as many at once as registers allow, and no lonely rests
-      const int64_t n = i_end - i;
-      if (n == 4 || n >= 7) i += meet<4>(i, keys, values, low, end);
-      else if (n >= 3) i += meet<3>(i, keys, values, low, end);
-      else if (n == 2) i += meet<2>(i, keys, values, low, end);
-      else i += meet<1>(i, keys, values, low, end);
+  void gather(const Tile& tile, const T* values, const T* next, int32_t slot) {
+    const auto in_page = [=](int32_t s) {
+      return s < slot ? 0 : s - slot < kSlots ? s - slot : (int32_t)kSlots;
+    };
+    int32_t low = in_page(tile.all.low), end = in_page(tile.all.end);
+    const int64_t i = tile.query;
+    if (low == 0 && end == kSlots) return add<R>(i, values, next, slot, 0, kSlots);
+    if (low >= end) low = end = kSlots;
+    for (int64_t j = i; j < i + R; ++j) {
+      const int32_t last = in_page(seen[j].end);
+      add<1>(j, values, next, slot, in_page(seen[j].low), last < low ? last : low);
+    }
+    if (low < end) add<R>(i, values, next, slot, low, end);
+    for (int64_t j = i; j < i + R; ++j) {
+      const int32_t first = in_page(seen[j].low);
+      add<1>(j, values, next, slot, first > end ? first : end, in_page(seen[j].end));
     }
   }
 
-  void finish(int64_t i, float* out) {
-    merge(i);
-    const F32 inverse = splat(1.0f / total_l[i]);
-    for (int64_t d = 0; d < dim; d += kLanes)
-      store_first(out + d, load(total_o + i * dim_padded + d) * inverse, dim - d);
+  void attend() {
+    if (!look()) return;
+    take_queries();
+    each_page(kv_head * job.dim * kSlots,
+              [&](const Tile& tile, const T* keys, const T* next, int32_t slot) {
+                with_count<kQueryTile>(tile.count, [&]<int R>() {
+                  score<R>(tile.query, keys, next, slot);
+                });
+              });
+    for (int64_t i = 0; i < n; ++i) weigh(i);
+    memset(o, 0, n * job.dim_padded * sizeof(float));
+    each_page((job.kv_heads * job.dim + kv_head * job.dim_padded) * kSlots,
+              [&](const Tile& tile, const T* values, const T* next, int32_t slot) {
+                with_count<kQueryTile>(tile.count,
+                                       [&]<int R>() { gather<R>(tile, values, next, slot); });
+              });
+  }
+
+  // f with a count in [1, Most] as a constant.
+  template <int Most, class F>
+  static void with_count(int32_t count, F f) {
+    if constexpr (Most > 1)
+      if (count < Most) return with_count<Most - 1>(count, f);
+    f.template operator()<Most>();
   }
 };
 
 inline int64_t attend_scratch(const AttendJob& job, int64_t queries) {
-  return Queries::floats(queries, job.dim, job.dim_padded);
+  return Block<float>::floats(job, queries);
 }
 
-// The slots of page `grid` that a row at `position` sees.
-struct Visible { int low, end; };
-
-inline Visible visible(int64_t position, int64_t window, int64_t grid) {
-  const int64_t first = window && position >= window ? position - window + 1 : 0;
-  const int64_t low = first - grid * kSlots, end = position + 1 - grid * kSlots;
-  return {(int)(low < 0 ? 0 : low > kSlots ? kSlots : low),
-          (int)(end < 0 ? 0 : end > kSlots ? kSlots : end)};
+inline void attend(const AttendJob& job, int64_t span, int64_t kv_head, int64_t row,
+                   int64_t row_end, float* scratch) {
+  if (job.storage == Storage::bf16)
+    Block<Bf16>(job, span, kv_head, row, row_end, scratch).attend();
+  else
+    Block<float>(job, span, kv_head, row, row_end, scratch).attend();
 }
 
-inline void attend(const AttendJob& job, int64_t kv_head, int64_t row, int64_t row_end,
-                   float* scratch) {
-  const int64_t group = job.heads / job.kv_heads, dim = job.dim;
-  Queries queries(scratch, (row_end - row) * group, dim, job.dim_padded);
-  for (int64_t r = row; r < row_end; ++r) {
-    const float* q = job.q + (r * job.heads + kv_head * group) * dim;
-    float* scaled = queries.q + (r - row) * group * dim;
-    for (int64_t d = 0; d < group * dim; ++d) scaled[d] = q[d] * job.scale;
-  }
-  for (const Work* work = job.works; work < job.works + job.work_count; ++work) {
-    const int64_t begin = work->row_begin > row ? work->row_begin : row;
-    const int64_t end = work->row_end < row_end ? work->row_end : row_end;
-    for (int64_t c = 0; begin < end && c < work->count; ++c) {
-      const int64_t grid = work->grid + c;
-      const float* page = job.pages + work->pages[c] * job.page_stride;
-      const float* keys = page + kv_head * dim * kSlots;
-      const float* values =
-          page + (job.kv_heads * dim + kv_head * job.dim_padded) * kSlots;
-      for (int64_t r = begin; r < end;) {  // neighbours that see the same slots go together
-        const Visible seen = visible(job.positions[r], job.window, grid);
-        int64_t next = r + 1;
-        for (; next < end; ++next) {
-          const Visible other = visible(job.positions[next], job.window, grid);
-          if (other.low != seen.low || other.end != seen.end) break;
-        }
-        if (seen.low < seen.end)
-          queries.meet_page((r - row) * group, (next - row) * group, keys, values, grid, seen.low,
-                            seen.end);
-        r = next;
-      }
+// Add up the spans of one query in ascending order; `i` is its place in each span. Leaves their
+// weights where their maxima were.
+inline void merge_query(const Sums& sums, int64_t first, int64_t count, int64_t i, int64_t dim,
+                        float* out) {
+  const float* o = sums.o + (first * sums.stride + i) * sums.dim_padded;
+  float *m = sums.m + first * sums.stride + i, *l = sums.l + first * sums.stride + i;
+  float top = -__builtin_inff(), total = 0.0f;
+  for (int64_t s = 0; s < count; ++s)
+    if (m[s * sums.stride] > top) top = m[s * sums.stride];
+  for (int64_t s = 0; s < count; s += kLanes) {
+    const int64_t lanes = count - s < kLanes ? count - s : kLanes;
+    float weights[kLanes] = {};
+    for (int64_t j = 0; j < lanes; ++j) weights[j] = m[(s + j) * sums.stride];
+    store(weights, power_of_2(load(weights) - splat(top)));
+    for (int64_t j = 0; j < lanes; ++j) {
+      m[(s + j) * sums.stride] = weights[j];
+      total += l[(s + j) * sums.stride] * weights[j];
     }
   }
-  for (int64_t r = row; r < row_end; ++r)
-    for (int64_t h = 0; h < group; ++h)
-      queries.finish((r - row) * group + h,
-                     job.out + (r * job.heads + kv_head * group + h) * dim);
+  const F32 inverse = splat(1.0f / total);
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    F32 sum = splat(0.0f);
+    for (int64_t s = 0; s < count; ++s)
+      sum = fma(load(o + s * sums.stride * sums.dim_padded + d), splat(m[s * sums.stride]), sum);
+    store_first(out + d, sum * inverse, dim - d);
+  }
+}
+
+inline void merge(const AttendJob& job, int64_t row) {
+  const Sums sums(job);
+  const int64_t position = job.positions[row], group = job.heads / job.kv_heads;
+  const int64_t first = job.window && position >= job.window ? position - job.window + 1 : 0;
+  const int64_t begin = first / kSpan - job.span, count = position / kSpan - first / kSpan + 1;
+  for (int64_t h = 0; h < job.heads; ++h) {
+    const int64_t i = (h / group * (job.row_end - job.row) + row - job.row) * group + h % group;
+    merge_query(sums, begin, count, i, job.dim, job.out + (row * job.heads + h) * job.dim);
+  }
 }
 
 }  // namespace anabranch::ANABRANCH_ISA

@@ -103,10 +103,11 @@ inline void quantize(const float* x, int64_t inputs, const float* weight, float 
   }
 }
 
-// The head `x[dim]` into `y`, normed unless weight is null, its pairs (j, j + dim/2) rotated.
-// `stride` is the distance of neighbours in y: keys are stored across their page's slots.
+// The head `x[dim]`, normed unless weight is null, its pairs (j, j + dim/2) rotated, is handed to
+// `put(first dimension, lanes, count)`.
+template <class Put>
 inline void rotate_head(const float* x, int64_t dim, const float* weight, float eps,
-                        const float* cos, const float* sin, float* y, int64_t stride) {
+                        const float* cos, const float* sin, Put put) {
   const F32 factor = splat(weight ? inverse_rms(x, dim, eps) : 1.0f);
   const int64_t pairs = dim / 2;
   for (int64_t j = 0; j < pairs; j += kLanes) {
@@ -117,40 +118,52 @@ inline void rotate_head(const float* x, int64_t dim, const float* weight, float 
       high = high * factor * load_first(weight + pairs + j, count);
     }
     const F32 c = load_first(cos + j, count), s = load_first(sin + j, count);
-    const F32 turned_low = fma(low, c, splat(0.0f) - high * s);
-    const F32 turned_high = fma(high, c, low * s);
-    if (stride == 1) {
-      store_first(y + j, turned_low, count);
-      store_first(y + pairs + j, turned_high, count);
-      continue;
-    }
-    float lanes[2][kLanes];
-    store(lanes[0], turned_low), store(lanes[1], turned_high);
-    for (int64_t i = 0; i < count; ++i) {
-      y[(j + i) * stride] = lanes[0][i];
-      y[(pairs + j + i) * stride] = lanes[1][i];
-    }
+    put(j, fma(low, c, splat(0.0f) - high * s), count);
+    put(pairs + j, fma(high, c, low * s), count);
   }
+}
+
+inline void keep(float* to, float x) { *to = x; }
+
+// To nearest, ties to even; NaN stays NaN.
+inline void keep(Bf16* to, float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  to->bits = (uint16_t)(x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0);
 }
 
 // A page of one layer: keys [kv_head][dim][slot], then values [kv_head][slot][dim padded to 16].
 // Scores of 16 slots are then one vector, and so are 16 dimensions of a value.
-inline void rope_store(const RopeJob& job, int64_t row) {
+template <class T>
+inline void rope_store_as(const RopeJob& job, int64_t row) {
   const int64_t dim = job.dim, pairs = dim / 2;
   const float* x = job.qkv + row * (job.heads + 2 * job.kv_heads) * dim;
   const float* cos = job.cos + job.positions[row] * pairs;
   const float* sin = job.sin + job.positions[row] * pairs;
   float* q = job.q + row * job.heads * dim;
   for (int64_t h = 0; h < job.heads; ++h, x += dim)
-    rotate_head(x, dim, job.q_norm, job.q_eps, cos, sin, q + h * dim, 1);
+    rotate_head(x, dim, job.q_norm, job.q_eps, cos, sin, [&](int64_t d, F32 lanes, int64_t count) {
+      store_first(q + h * dim + d, lanes, count);
+    });
   if (job.slots[row] < 0) return;
-  float* keys = job.pages + job.slots[row] / kSlots * job.page_stride;
-  float* values = keys + job.kv_heads * dim * kSlots;
+  T* page = (T*)job.pages + job.slots[row] / kSlots * job.page_stride;
   const int64_t slot = job.slots[row] % kSlots;
   for (int64_t h = 0; h < job.kv_heads; ++h, x += dim)
-    rotate_head(x, dim, job.k_norm, job.k_eps, cos, sin, keys + h * dim * kSlots + slot, kSlots);
-  for (int64_t h = 0; h < job.kv_heads; ++h, x += dim)
-    memcpy(values + (h * kSlots + slot) * job.dim_padded, x, dim * sizeof(float));
+    rotate_head(x, dim, job.k_norm, job.k_eps, cos, sin, [&](int64_t d, F32 lanes, int64_t count) {
+      float turned[kLanes];
+      store(turned, lanes);
+      T* keys = page + (h * dim + d) * kSlots + slot;
+      for (int64_t i = 0; i < count; ++i) keep(keys + i * kSlots, turned[i]);
+    });
+  for (int64_t h = 0; h < job.kv_heads; ++h, x += dim) {
+    T* values = page + (job.kv_heads * dim + h * job.dim_padded) * kSlots + slot * job.dim_padded;
+    for (int64_t d = 0; d < dim; ++d) keep(values + d, x[d]);
+  }
+}
+
+inline void rope_store(const RopeJob& job, int64_t row) {
+  if (job.storage == Storage::bf16) rope_store_as<Bf16>(job, row);
+  else rope_store_as<float>(job, row);
 }
 
 }  // namespace anabranch::ANABRANCH_ISA

@@ -14,6 +14,10 @@ class Activation:
     silu: ClassVar[Activation]
     gelu_tanh: ClassVar[Activation]
 
+class Storage:
+    f32: ClassVar[Storage]
+    bf16: ClassVar[Storage]
+
 class Matrix:
     @overload
     def __init__(
@@ -31,7 +35,9 @@ class Cache:
     pages: int
     nbytes: int
 
-    def __init__(self, layers: int, kv_heads: int, dim: int, pages: int) -> None: ...
+    def __init__(
+        self, layers: int, kv_heads: int, dim: int, pages: int, storage: Storage
+    ) -> None: ...
 
 class Plan:
     rows: int

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anabranch import __version__
-from anabranch.backends.base import Backend
+from anabranch.backends.base import STORAGE_BYTES, Backend, Storage
 from anabranch.engine.core import EngineCore
 from anabranch.errors import FileFormatError, InputError, ResourceError, unknown_name
 from anabranch.machine import available_memory
 from anabranch.models.decoder import Decoder
-from anabranch.models.files import StoredModel, open_model
+from anabranch.models.files import open_model
 from anabranch.models.registry import resolve
 from anabranch.models.tokenizer import Tokenizer
 from anabranch.program.branch import Branch
@@ -40,6 +41,7 @@ def load(
     *,
     backend: str = "native",
     threads: int | None = None,
+    kv: str = "f32",
     kv_memory: int | None = None,
     max_rows: int = 256,
     offline: bool = False,
@@ -51,6 +53,8 @@ def load(
         model: a name from `anabranch models`, a GGUF file, or a safetensors folder.
         backend: "native" (C++) or "reference" (numpy, slow, float32).
         threads: threads of the native backend; default: the cores this process may use.
+        kv: how keys and values are kept: "f32", or "bf16", rounded: half the memory and half the
+            reading in long contexts, for slightly different log-probabilities.
         kv_memory: bytes for keys and values; default: a quarter of the available memory, at most
             4 GiB.
         max_rows: most rows (tokens) in one forward pass.
@@ -64,9 +68,13 @@ def load(
     """
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
+    if kv not in STORAGE_BYTES:
+        raise unknown_name("kv", kv, STORAGE_BYTES)
+    storage = cast(Storage, kv)
     path = resolve(str(model), progress=progress, offline=offline)
     file = open_model(path, dtype="float32" if backend == "reference" else "quantized")
-    pages = _pages(file, kv_memory, 4 if backend == "reference" else 1)
+    page = replace(file.config.cache_shape, storage=storage).page_bytes
+    pages = _pages(file.packed_bytes * (4 if backend == "reference" else 1), page, kv_memory)
     if path.is_dir():
         tokenizer = Tokenizer.from_folder(path)
     else:
@@ -76,9 +84,11 @@ def load(
             path, f"{tokenizer.vocab_size} tokens for an embedding of {file.config.vocab}"
         )
     loading = (lambda done, total: progress(done, total, "loading")) if progress else None
-    decoder = Decoder(file, _backend(backend, threads), max_rows=max_rows, progress=loading)
+    ops = _backend(backend, threads)
+    decoder = Decoder(file, ops, max_rows=max_rows, kv=storage, progress=loading)
     name = str(model) if not Path(str(model)).exists() else file.name
-    return LM(Engine(EngineCore(decoder, pages=pages), tokenizer), name, file.fingerprint)
+    fingerprint = file.fingerprint + ("" if kv == "f32" else f"+kv-{kv}")
+    return LM(Engine(EngineCore(decoder, pages=pages), tokenizer), name, fingerprint)
 
 
 class LM:
@@ -88,7 +98,7 @@ class LM:
         engine: the primitives (`open`, and on branches `fork`, `extend`, `force`, `peek`, `drop`),
             for use in asynchronous code or through `run`.
         tokenizer: `encode`, `decode`, `chat`.
-        name, fingerprint: which model this is.
+        name, fingerprint: which model this is; with "+kv-bf16" where keys and values are rounded.
     """
 
     def __init__(self, engine: Engine, name: str, fingerprint: str) -> None:
@@ -221,12 +231,10 @@ def _backend(name: str, threads: int | None) -> Backend:
     return ReferenceBackend()
 
 
-def _pages(file: StoredModel, kv_memory: int | None, inflation: int) -> int:
-    """KV pages that fit, or a `ResourceError` before anything large is read."""
-    weights = file.packed_bytes * inflation
+def _pages(weights: int, page: int, kv_memory: int | None) -> int:
+    """KV pages of `page` bytes that fit next to bytes of weights, or a `ResourceError`."""
     available = available_memory()
     kv = int(min(KV_MOST, KV_SHARE * available)) if kv_memory is None else kv_memory
-    page = file.config.cache_shape.page_bytes
     if kv < 2 * page:
         raise InputError("kv_memory is too small", got=kv, allowed=f"at least {2 * page} bytes")
     if weights + kv > available:

@@ -28,6 +28,10 @@ PAGE_SLOTS = 16
 """KV slots per page. Page i of a path holds its positions 16i to 16i+15: an absolute grid."""
 
 Activation = Literal["silu", "gelu_tanh"]
+Storage = Literal["f32", "bf16"]
+"""How keys and values are kept: bf16 is rounded to nearest even when stored, and halves them."""
+
+STORAGE_BYTES = {"f32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,18 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What one model needs per KV slot."""
+    """What one model needs per KV slot. Attention computes in float32 whatever the storage."""
 
     layers: int
     kv_heads: int
     dim: int
+    storage: Storage = "f32"
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page over all layers, keys and values, float32."""
-        return self.layers * 2 * self.kv_heads * self.dim * PAGE_SLOTS * 4
+        """Bytes of one page over all layers, keys and values."""
+        numbers = self.layers * 2 * self.kv_heads * self.dim * PAGE_SLOTS
+        return numbers * STORAGE_BYTES[self.storage]
 
 
 @dataclass(frozen=True)

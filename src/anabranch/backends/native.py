@@ -38,6 +38,7 @@ _ACTIVATIONS = {
     "silu": _native.Activation.silu,
     "gelu_tanh": _native.Activation.gelu_tanh,
 }
+_STORAGES = {"f32": _native.Storage.f32, "bf16": _native.Storage.bf16}
 
 
 class NativeBackend:
@@ -88,7 +89,9 @@ class NativeBackend:
     def cache(self, shape: CacheShape, pages: int) -> _native.Cache:
         """Storage that takes memory only once it is written to. Raises ResourceError."""
         try:
-            return _native.Cache(shape.layers, shape.kv_heads, shape.dim, pages)
+            return _native.Cache(
+                shape.layers, shape.kv_heads, shape.dim, pages, _STORAGES[shape.storage]
+            )
         except MemoryError:
             size = pages * shape.page_bytes / 2**30
             raise ResourceError(
@@ -158,7 +161,7 @@ class NativeBackend:
         *,
         window: int = 0,
     ) -> None:
-        """Attend over pages, those that rows share read once per block of such rows."""
+        """Attend over spans of 256 positions, each read from memory once for all rows below it."""
         self._ops.attend(q, cache, layer, plan, scale, out, window)
 
     def stack(self, layers: Sequence[Layer], activation: Activation, scale: float) -> _native.Stack:

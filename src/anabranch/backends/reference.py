@@ -38,6 +38,7 @@ from anabranch.backends.philox import philox
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+U16 = npt.NDArray[np.uint16]
 T = TypeVar("T")
 
 
@@ -51,13 +52,28 @@ class DenseLinear:
 
 
 class ArrayCache:
-    """Keys and values, each `[pages, layers, kv_heads, slots, dim]`."""
+    """Keys and values, each `[pages, layers, kv_heads, slots, dim]`: float32, or bf16 as uint16."""
 
     def __init__(self, shape: CacheShape, pages: int) -> None:
         axes = (pages, shape.layers, shape.kv_heads, PAGE_SLOTS, shape.dim)
-        self.keys, self.values = np.zeros(axes, np.float32), np.zeros(axes, np.float32)
+        rounded = shape.storage == "bf16"
+        self.keys, self.values = np.zeros((2, *axes), np.uint16 if rounded else np.float32)
+        self.encode = to_bf16 if rounded else np.asarray
+        self.decode = from_bf16 if rounded else np.asarray
         self.pages = pages
         self.nbytes = self.keys.nbytes + self.values.nbytes
+
+
+def to_bf16(x: F32) -> U16:
+    """The upper halves of float32, rounded to nearest, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
+
+
+def from_bf16(x: U16) -> F32:
+    """The float32 that a bf16 stands for."""
+    return (x.astype(np.uint32) << 16).view(np.float32)
 
 
 class CheckedBatch:
@@ -173,8 +189,8 @@ class ReferenceBackend:
         stored = plan.batch.slots >= 0
         page, slot = np.divmod(plan.batch.slots[stored], PAGE_SLOTS)
         keys = _rotate(keys, rope, plan.batch.positions)
-        cache.keys[page, layer, :, slot] = keys[stored]
-        cache.values[page, layer, :, slot] = values[stored]
+        cache.keys[page, layer, :, slot] = cache.encode(keys[stored])
+        cache.values[page, layer, :, slot] = cache.encode(values[stored])
 
     def attend(
         self,
@@ -198,8 +214,8 @@ class ReferenceBackend:
             seen = np.arange(first, int(at[-1]) + 1)
             page, slot = table[seen // PAGE_SLOTS], seen % PAGE_SLOTS
             # [kv_heads, keys, dim]; queries of one group of heads share a key head.
-            keys = cache.keys[page, layer, :, slot].swapaxes(0, 1)
-            values = cache.values[page, layer, :, slot].swapaxes(0, 1)
+            keys = cache.decode(cache.keys[page, layer, :, slot]).swapaxes(0, 1)
+            values = cache.decode(cache.values[page, layer, :, slot]).swapaxes(0, 1)
             queries = q[rows].reshape(len(at), kv_heads, -1, dim).transpose(1, 2, 0, 3)
             hidden = seen > at[:, None]
             if window:

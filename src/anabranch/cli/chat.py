@@ -12,6 +12,7 @@ from anabranch.cli.app import app
 from anabranch.cli.draw import clean
 from anabranch.cli.options import (
     DEFAULT_MODEL,
+    KV,
     Model,
     Offline,
     Seed,
@@ -101,6 +102,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of one reply.")] = 1024,
     seed: Seed = 0,
     threads: Threads = None,
+    kv: KV = "f32",
     offline: Offline = False,
 ) -> None:
     """Talk with a model. Type /help for what else it understands."""
@@ -109,7 +111,7 @@ def chat(
     check_range("max_tokens", max_tokens, 1, 1 << 20)
     check_range("seed", seed, 0, 2**64 - 1)
     sampling = {"temperature": temperature, "top_p": top_p}
-    with load_model(model, threads=threads, offline=offline) as lm:
+    with load_model(model, threads=threads, kv=kv, offline=offline) as lm:
         talk = Conversation(lm, system=system, seed=seed, limit=max_tokens, sampling=sampling)
         while (line := _ask()) is not None:
             if line == "/quit":

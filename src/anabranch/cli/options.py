@@ -21,12 +21,15 @@ Model = Annotated[
 System = Annotated[str | None, typer.Option(help="Instructions that replace our own.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same words, to the bit.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores it may use.")]
+KV = Annotated[str, typer.Option(help="How keys and values are kept: f32, or bf16 in half of it.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never reach for the network.")]
 
 
-def load_model(name: str, *, threads: int | None, offline: bool, quiet: bool = False) -> LM:
+def load_model(
+    name: str, *, threads: int | None, kv: str, offline: bool, quiet: bool = False
+) -> LM:
     """Load a model, its progress shown on stderr unless `quiet`."""
     if quiet:
-        return anabranch.load(name, threads=threads, offline=offline)
+        return anabranch.load(name, threads=threads, kv=kv, offline=offline)
     with show_progress() as progress:
-        return anabranch.load(name, threads=threads, offline=offline, progress=progress)
+        return anabranch.load(name, threads=threads, kv=kv, offline=offline, progress=progress)

@@ -20,6 +20,7 @@ from anabranch.cli.app import app
 from anabranch.cli.draw import clean, draw_tree, plain_console, snippet
 from anabranch.cli.options import (
     DEFAULT_MODEL,
+    KV,
     Model,
     Offline,
     Seed,
@@ -68,6 +69,7 @@ def solve(
     system: System = None,
     seed: Seed = 0,
     threads: Threads = None,
+    kv: KV = "f32",
     trace: Annotated[Path | None, typer.Option(help="Save the tree to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the answer.")] = False,
@@ -82,7 +84,7 @@ def solve(
     limit = Budget(budget, seconds)
     _check_writable(trace)
     with (
-        load_model(model, threads=threads, offline=offline, quiet=quiet) as lm,
+        load_model(model, threads=threads, kv=kv, offline=offline, quiet=quiet) as lm,
         Trace() if trace is None else lm.trace(trace, named, limit, seed) as log,
         _view(as_json, quiet) as view,
     ):

@@ -68,7 +68,7 @@ class ModelConfig:
 
     @property
     def cache_shape(self) -> CacheShape:
-        """What one KV slot costs."""
+        """What one KV slot costs, in float32."""
         return CacheShape(len(self.layers), self.kv_heads, self.dim)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:

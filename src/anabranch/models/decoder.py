@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Layer, Linear, Norm
+from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Layer, Linear, Norm, Storage
 from anabranch.models.config import ModelFile
 from anabranch.models.rope import RopeTable
 
@@ -26,15 +27,18 @@ class Decoder:
         backend: Backend,
         *,
         max_rows: int = 256,
+        kv: Storage = "f32",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Pack all weights.
 
         Args:
             max_rows: most rows of a batch.
+            kv: how keys and values are stored.
             progress: told after each packed weight how many parameters are done, of how many.
         """
         self.config, self.backend, self.max_rows = file.config, backend, max_rows
+        self._kv: Storage = kv
         config, packer = self.config, _Packer(file, backend, progress)
         self._embed = packer.matrix("embed")
         layers = [packer.layer(i) for i in range(len(config.layers))]
@@ -51,7 +55,7 @@ class Decoder:
 
     def cache(self, pages: int) -> Cache:
         """Storage for this model's keys and values."""
-        return self.backend.cache(self.config.cache_shape, pages)
+        return self.backend.cache(replace(self.config.cache_shape, storage=self._kv), pages)
 
     def run(self, batch: Batch, cache: Cache) -> F32:
         """Run a batch through all layers and store its keys and values.
