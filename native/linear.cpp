@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -44,6 +45,35 @@ bool all_half(const float* factors, int64_t count) {
   }
   return half;
 }
+
+// The factors of a matrix, spread if it is given as blocks. Its integers are spread row by row as
+// they are packed: fresh memory for all of them would cost more time than spreading them.
+class Factors {
+ public:
+  Factors(const Matrix& given, Pool& pool) : matrix(given) {
+    const BlockFormat* format = given.format;
+    if (!format) return;
+    const int64_t blocks = given.inputs / format->weights, columns = given.inputs / format->group;
+    const int64_t count = given.outputs * columns;
+    factors_.reset(new float[static_cast<size_t>(format->has_offset ? 2 * count : count)]);
+    float* scale = factors_.get();
+    float* offset = format->has_offset ? scale + count : nullptr;
+    pool.run((given.outputs + kTile - 1) / kTile, [&](int64_t t, int) {
+      const int64_t o = t * kTile, rows = std::min(kTile, given.outputs - o);
+      format->factors(given.blocks + o * blocks * format->bytes, rows * blocks, scale + o * columns,
+                      offset ? offset + o * columns : nullptr);
+    });
+    matrix.bits = format->bits;
+    matrix.group = format->group;
+    matrix.scale = scale;
+    matrix.offset = offset;
+  }
+
+  Matrix matrix;
+
+ private:
+  std::unique_ptr<float[]> factors_;
+};
 
 Part describe(const Matrix& m, int64_t groups) {
   Part part{};
@@ -100,18 +130,38 @@ float get_factor(const Part& part, const uint8_t* tile, int64_t group, int64_t v
 
 void pack_quantized(const Matrix& m, const Part& part, int64_t output, uint8_t* tile,
                     int64_t lane) {
-  const uint8_t* q = m.q + output * m.inputs;
-  uint8_t used = 0;
-  for (int64_t i = 0; i < m.inputs; i += 4) {
-    const Place at = place(part, lane, i);
-    for (int64_t j = 0; j < 4; ++j) {
-      tile[at.byte + j] |= static_cast<uint8_t>(q[i + j] << at.shift);
-      used |= q[i + j];
+  std::vector<uint8_t> spread;
+  const uint8_t* q;
+  if (!m.format) {
+    q = m.q + output * m.inputs;
+  } else {
+    const int64_t blocks = m.inputs / m.format->weights;
+    spread.resize(static_cast<size_t>(m.inputs));
+    m.format->integers(m.blocks + output * blocks * m.format->bytes, blocks, spread.data());
+    q = spread.data();
+  }
+  uint32_t used = 0;
+  for (int64_t begin = 0; begin < m.inputs; begin += kGroup) {
+    uint8_t* at = tile + begin / kGroup * part.group_bytes + lane * 4;
+    const int64_t end = std::min(begin + kGroup, m.inputs);
+    for (int64_t i = begin; i < end; at += 64) {  // a line: 4 inputs, or 8 in nibbles
+      uint32_t word;
+      std::memcpy(&word, q + i, 4);
+      used |= word;
+      i += 4;
+      if (m.bits == 4) {
+        uint32_t high;
+        std::memcpy(&high, q + i, 4);
+        used |= high;
+        word |= high << 4;
+        i += 4;
+      }
+      std::memcpy(at, &word, 4);
     }
   }
-  if (m.bits == 4 && used > 15)
-    throw invalid_argument("pack: q of output " + to_string(output) + " got bits " +
-                           to_string(used) + ", expected values in 0..15");
+  if (m.bits == 4 && used & 0xf0f0f0f0)
+    throw invalid_argument("pack: q of output " + to_string(output) +
+                           " got a value above 15, expected values in 0..15");
   const int64_t count = m.inputs / m.group, per_group = part.fine ? 2 : 1;
   for (int64_t i = 0; i < count; ++i) {
     put_factor(part, tile, i / per_group, i % per_group, lane, m.scale[output * count + i]);
@@ -147,7 +197,9 @@ Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Ar
   if (matrices.empty()) throw invalid_argument("pack: needs at least one matrix, got none");
   inputs = matrices[0].inputs;
   groups = (inputs + kGroup - 1) / kGroup;
-  for (const Matrix& m : matrices) {
+  for (const Matrix& given : matrices) {
+    const Factors factors(given, pool);
+    const Matrix& m = factors.matrix;
     check(m, inputs);
     Part part = describe(m, groups);
     part.first_output = outputs;

@@ -65,7 +65,7 @@ def load(
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
     path = resolve(str(model), progress=progress, offline=offline)
-    file = open_model(path, dtype="float32" if backend == "reference" else "quantized")
+    file = open_model(path, dtype="float32" if backend == "reference" else "stored")
     pages = _pages(file, kv_memory, 4 if backend == "reference" else 1)
     if path.is_dir():
         tokenizer = Tokenizer.from_folder(path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Linear, Norm, Rope
+from anabranch.errors import FileFormatError
 from anabranch.models.config import ModelFile, RopeSpec
 
 
@@ -55,9 +56,10 @@ class Decoder:
         self.config, self.backend, self.max_rows = file.config, backend, max_rows
         config, packer = self.config, _Packer(file, backend, progress)
         self._embed = packer.matrix("embed")
+        # Early as well: the largest matrices are packed while little else takes memory.
+        self._output = self._embed if config.tied else packer.matrix("output")
         self._layers = [packer.layer(i) for i in range(len(config.layers))]
         self._final_norm = packer.norm("final_norm")
-        self._output = self._embed if config.tied else packer.matrix("output")
         self.nbytes = packer.nbytes
         """Bytes of packed matrices."""
 
@@ -156,7 +158,10 @@ class _Packer:
     def matrix(self, *names: str, bias: bool = False) -> Linear:
         biases = [self.vector(f"{name}_bias") for name in names] if bias else []
         parts = [self.file.weight(name) for name in names]
-        packed = self.backend.pack(parts, np.concatenate(biases) if biases else None)
+        try:
+            packed = self.backend.pack(parts, np.concatenate(biases) if biases else None)
+        except ValueError as error:
+            raise FileFormatError(self.file.path, f"{', '.join(names)}: {error}") from error
         self.nbytes += packed.nbytes
         self._advance(*names)
         return packed

@@ -55,13 +55,19 @@ class Format:
 
     @property
     def bytes_per_weight(self) -> float:
-        """Of the internal form, with scales and offsets in float32."""
-        return self.bits / 8 + 4 * (1 + self.has_offset) / self.group
+        """Of the packed form. Scales that blocks hold as binary16 stay so, others are float32."""
+        factor = 2 if self.block == 32 and "d" in (self.record.names or ()) else 4
+        return self.bits / 8 + factor * (1 + self.has_offset) / self.group
 
 
 def is_float(name: str) -> bool:
     """Whether a format stores plain numbers, which vectors must be."""
     return name in _TO_FLOAT
+
+
+def whole_blocks(tensor: Tensor) -> bool:
+    """Whether a matrix's rows are whole blocks, also of the 32 that floats are rounded in."""
+    return tensor.shape[-1] % FORMATS[tensor.format].block == 0
 
 
 def byte_size(name: str, shape: tuple[int, ...]) -> int | None:
