@@ -46,6 +46,22 @@ bool all_half(const float* factors, int64_t count) {
   return half;
 }
 
+// Calls work(tile) for all tiles of 16 outputs. Of a mapped file, only the pages of some tiles are in
+// memory at a time: they leave it, for the system's cache, once they were read.
+template <class Work>
+void run_tiles(Pool& pool, const Matrix& m, const Work& work) {
+  constexpr int64_t kBand = 256;
+  const int64_t tiles = (m.outputs + kTile - 1) / kTile;
+  for (int64_t first = 0; first < tiles; first += kBand) {
+    const int64_t count = std::min(kBand, tiles - first);
+    pool.run(count, [&](int64_t t, int) { work(first + t); });
+    if (!m.mapped) continue;
+    const int64_t row_bytes = m.inputs / m.format->weights * m.format->bytes;
+    const uint8_t* end = m.blocks + std::min((first + count) * kTile, m.outputs) * row_bytes;
+    release_mapped(m.blocks + first * kTile * row_bytes, end);
+  }
+}
+
 // The factors of a matrix, spread if it is given as blocks. Its integers are spread row by row as
 // they are packed: fresh memory for all of them would cost more time than spreading them.
 class Factors {
@@ -58,7 +74,7 @@ class Factors {
     factors_.reset(new float[static_cast<size_t>(format->has_offset ? 2 * count : count)]);
     float* scale = factors_.get();
     float* offset = format->has_offset ? scale + count : nullptr;
-    pool.run((given.outputs + kTile - 1) / kTile, [&](int64_t t, int) {
+    run_tiles(pool, given, [&](int64_t t) {
       const int64_t o = t * kTile, rows = std::min(kTile, given.outputs - o);
       format->factors(given.blocks + o * blocks * format->bytes, rows * blocks, scale + o * columns,
                       offset ? offset + o * columns : nullptr);
@@ -206,7 +222,7 @@ Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Ar
     part.first_tile = tiles;
     const int64_t bytes = part.tiles * part.tile_bytes;
     uint8_t* data = memory_.emplace_back(arena.take(static_cast<size_t>(bytes))).data;
-    pool.run(part.tiles, [&](int64_t t, int) {
+    run_tiles(pool, m, [&](int64_t t) {
       uint8_t* tile = data + t * part.tile_bytes;
       const int64_t first = t * kTile, end = std::min(first + kTile, m.outputs);
       for (int64_t o = first; o < end; ++o)

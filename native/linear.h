@@ -21,6 +21,7 @@ struct Matrix {
   const float* values = nullptr;  // [outputs, inputs], instead of all of the above
   const BlockFormat* format = nullptr;  // or this and
   const uint8_t* blocks = nullptr;      // [outputs, inputs / format->weights] of its blocks
+  bool mapped = false;  // the blocks lie in a read-only shared mapping of a file
 };
 
 // A stack of matrices with the same inputs. Immutable.

@@ -13,7 +13,7 @@ from anabranch import __version__
 from anabranch.backends.base import Backend
 from anabranch.engine.core import EngineCore
 from anabranch.errors import FileFormatError, InputError, ResourceError, unknown_name
-from anabranch.machine import available_memory
+from anabranch.machine import available_memory, give_back_memory
 from anabranch.models.decoder import Decoder
 from anabranch.models.files import StoredModel, open_model
 from anabranch.models.registry import resolve
@@ -75,6 +75,7 @@ def load(
         raise FileFormatError(
             path, f"{tokenizer.vocab_size} tokens for an embedding of {file.config.vocab}"
         )
+    give_back_memory()  # the lists that the tokenizer was made of, before weights take their place
     loading = (lambda done, total: progress(done, total, "loading")) if progress else None
     decoder = Decoder(file, _backend(backend, threads), max_rows=max_rows, progress=loading)
     name = str(model) if not Path(str(model)).exists() else file.name

@@ -71,11 +71,13 @@ class Blocks:
         format: ggml's name of it; `models/quants.py` defines what it means.
         shape: `(outputs, inputs)`, inputs in whole blocks.
         data: `[bytes]`.
+        mapped: they lie in a file mapped read-only and shared, whose pages may be let go of.
     """
 
     format: str
     shape: tuple[int, int]
     data: U8
+    mapped: bool = False
 
 
 Weight = Quantized | Blocks | F32

@@ -177,7 +177,7 @@ def _matrix(weight: Weight) -> _native.Matrix:
         w = weight
         return _native.Matrix(w.q, w.scale, w.offset, w.bits, w.group)
     if isinstance(weight, Blocks):
-        return _native.Matrix(weight.format, weight.data, *weight.shape)
+        return _native.Matrix(weight.format, weight.data, *weight.shape, weight.mapped)
     return _native.Matrix(weight)
 
 

@@ -82,7 +82,7 @@ class StoredModel:
         if self.dtype == "quantized" and len(tensor.shape) == 2:
             return quantized(tensor)
         if self.dtype == "stored" and len(tensor.shape) == 2 and whole_blocks(tensor):
-            return Blocks(tensor.format, tensor.shape, tensor.data)
+            return Blocks(tensor.format, tensor.shape, tensor.data, tensor.mapped)
         values = float32(tensor)
         return values + np.float32(self.norm_shift) if tail.endswith("norm") else values
 
