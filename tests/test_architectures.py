@@ -25,6 +25,7 @@ from anabranch.errors import FileFormatError, InputError, UnsupportedError
 from anabranch.models.architectures import ARCHITECTURES
 from anabranch.models.architectures.fields import Fields
 from anabranch.models.config import LayerSpec, ModelConfig, RopeSpec
+from anabranch.models.decoder import Decoder
 from anabranch.models.files import open_model
 from tests.checkpoints import write_folder, write_gguf
 from tests.toy import FAMILIES, ToyFile, toy
@@ -455,6 +456,16 @@ def test_packed_bytes_is_what_the_weights_take(tmp_path: Path) -> None:
         expanded += dense.weight(name).nbytes
     assert 0 <= taken - stored.packed_bytes < 0.01 * taken  # tiles are padded
     assert dense.packed_bytes == expanded
+
+
+def test_weights_that_are_not_finite_name_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "toy.gguf"
+    write_gguf(path, toy("qwen2"))
+    embed = open_model(path).tensors["embed"].data.tobytes()
+    infinite = np.float16(np.inf).tobytes()
+    path.write_bytes(path.read_bytes().replace(embed, infinite + embed[2:]))
+    with pytest.raises(FileFormatError, match=r"toy\.gguf: embed: .* not finite"):
+        Decoder(open_model(path, "stored"), NativeBackend(1))
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks Linux for its mappings")

@@ -1,7 +1,8 @@
 """Weight formats of model files: raw blocks to integers and scales, exactly as the file has them.
 
 Block layouts are those of ggml (`ggml-common.h`, https://github.com/ggml-org/ggml). Each is given
-as the record it is in memory and a function that spreads many such records at once.
+as the record it is in memory and a function that spreads many such records at once. This is the
+definition; `native/blocks.cpp` does the same, to the bit, for the native backend.
 
     file          internal form            q * scale + offset
     Q4_0          W4, groups of 32         offset = -8 * scale
