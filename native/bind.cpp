@@ -91,6 +91,19 @@ void quantized(Source* self, Array2<const Q> q, In2 scale, std::optional<In2> of
                   nb::make_tuple(nb::cast(q), nb::cast(scale), nb::cast(offset))};
 }
 
+void blocks(Source* self, const std::string& format, Array1<const uint8_t> data, int64_t outputs,
+            int64_t inputs, bool mapped) {
+  const BlockFormat& f = block_format(format);
+  constexpr int64_t kMost = int64_t{1} << 31;
+  const bool sized = outputs > 0 && outputs < kMost && inputs > 0 && inputs < kMost;
+  require(sized && inputs % f.weights == 0, "inputs of blocks", inputs, f.weights);
+  const size_t bytes = (size_t)outputs * (size_t)(inputs / f.weights * f.bytes);
+  require(data.shape(0) == bytes, "bytes of blocks", data.shape(0), bytes);
+  new (self) Source{{.outputs = outputs, .inputs = inputs, .format = &f, .blocks = data.data(),
+                    .mapped = mapped},
+                    nb::make_tuple(nb::cast(data))};
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -112,7 +125,9 @@ NB_MODULE(_native, m) {
                          .inputs = (int64_t)values.shape(1),
                          .values = values.data()},
                         nb::make_tuple(nb::cast(values))};
-      }, "values"_a.noconvert());
+      }, "values"_a.noconvert())
+      .def("__init__", blocks, "format"_a, "data"_a.noconvert(), "outputs"_a, "inputs"_a,
+           "mapped"_a);
 
   nb::class_<Linear>(m, "Linear")
       .def_ro("inputs", &Linear::inputs)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -47,10 +48,12 @@ bool all_half(const float* factors, int64_t count) {
 
 // The least bits that hold all integers exactly: unsigned with offsets, else centred.
 int least_bits(const Matrix& m) {
+  if (m.format) return m.format->least_bits;
   const int64_t count = m.outputs * m.inputs;
   const auto* q = reinterpret_cast<const int8_t*>(m.q);
   int low = 0, high = 0;
-  for (int64_t i = 0; i < count; ++i) low = std::min<int>(low, q[i]), high = std::max<int>(high, q[i]);
+  for (int64_t i = 0; i < count; ++i)
+    low = std::min<int>(low, q[i]), high = std::max<int>(high, q[i]);
   const int least = m.group == 16 ? 6 : 4, most = m.offset ? 5 : 6;  // forms that there are
   for (int bits = least; bits <= most; ++bits) {
     const int centre = m.offset ? 0 : 1 << (bits - 1);
@@ -66,6 +69,51 @@ bool only_centres(const Matrix& m) {
     if (m.offset[i] != -8.0f * m.scale[i]) return false;
   return m.offset != nullptr;
 }
+
+// Calls work(tile) for all tiles of 16 outputs. Of a mapped file, only the pages of some tiles are in
+// memory at a time: they leave it, for the system's cache, once they were read.
+template <class Work>
+void run_tiles(Pool& pool, const Matrix& m, const Work& work) {
+  constexpr int64_t kBand = 256;
+  const int64_t tiles = (m.outputs + kTile - 1) / kTile;
+  for (int64_t first = 0; first < tiles; first += kBand) {
+    const int64_t count = std::min(kBand, tiles - first);
+    pool.run(count, [&](int64_t t, int) { work(first + t); });
+    if (!m.mapped) continue;
+    const int64_t row_bytes = m.inputs / m.format->weights * m.format->bytes;
+    const uint8_t* end = m.blocks + std::min((first + count) * kTile, m.outputs) * row_bytes;
+    release_mapped(m.blocks + first * kTile * row_bytes, end);
+  }
+}
+
+// The factors of a matrix, spread if it is given as blocks. Its integers are spread row by row as
+// they are packed: fresh memory for all of them would cost more time than spreading them.
+class Factors {
+ public:
+  Factors(const Matrix& given, Pool& pool) : matrix(given) {
+    const BlockFormat* format = given.format;
+    if (!format) return;
+    const int64_t blocks = given.inputs / format->weights, columns = given.inputs / format->group;
+    const int64_t count = given.outputs * columns;
+    factors_.reset(new float[static_cast<size_t>(format->has_offset ? 2 * count : count)]);
+    float* scale = factors_.get();
+    float* offset = format->has_offset ? scale + count : nullptr;
+    run_tiles(pool, given, [&](int64_t t) {
+      const int64_t o = t * kTile, rows = std::min(kTile, given.outputs - o);
+      format->factors(given.blocks + o * blocks * format->bytes, rows * blocks, scale + o * columns,
+                      offset ? offset + o * columns : nullptr);
+    });
+    matrix.bits = format->bits;
+    matrix.group = format->group;
+    matrix.scale = scale;
+    matrix.offset = offset;
+  }
+
+  Matrix matrix;
+
+ private:
+  std::unique_ptr<float[]> factors_;
+};
 
 Part describe(const Matrix& m, int64_t groups) {
   Part part{};
@@ -104,15 +152,11 @@ Place place(const Part& part, int64_t output, int64_t input) {
   return {group + line / 2 * 64, planes, shift, static_cast<int>(line)};
 }
 
-void put_integer(const Part& part, uint8_t* tile, const Place& at, int64_t offset, int q) {
-  if (part.bits == 8) {
-    tile[at.byte + offset] = static_cast<uint8_t>(q);
-    return;
-  }
-  const int stored = q + centre(part);
-  tile[at.byte + offset] |= static_cast<uint8_t>((stored & 15) << at.shift);
-  if (part.bits > 4)
-    tile[at.high_byte + offset] |= static_cast<uint8_t>(stored >> 4 << at.high_shift);
+void merge_word(uint8_t* at, uint32_t bits) {
+  uint32_t word;
+  std::memcpy(&word, at, 4);
+  word |= bits;
+  std::memcpy(at, &word, 4);
 }
 
 int get_integer(const Part& part, const uint8_t* tile, const Place& at) {
@@ -149,20 +193,35 @@ float get_factor(const Part& part, const uint8_t* tile, int64_t group, int64_t v
 
 void pack_quantized(const Matrix& m, const Part& part, int64_t output, uint8_t* tile,
                     int64_t lane) {
-  const uint8_t* q = m.q + output * m.inputs;
-  const bool centred = m.bits == 4 && !part.offset;
-  uint8_t used = 0;
-  for (int64_t i = 0; i < m.inputs; i += 4) {
-    const Place at = place(part, lane, i);
-    for (int64_t j = 0; j < 4; ++j) {
-      const int value = m.bits == 4 ? q[i + j] : static_cast<int8_t>(q[i + j]);
-      put_integer(part, tile, at, j, centred ? value - 8 : value);
-      used |= q[i + j];
-    }
+  std::vector<uint8_t> spread;
+  const uint8_t* q;
+  if (!m.format) {
+    q = m.q + output * m.inputs;
+  } else {
+    const int64_t blocks = m.inputs / m.format->weights;
+    spread.resize(static_cast<size_t>(m.inputs));
+    m.format->integers(m.blocks + output * blocks * m.format->bytes, blocks, spread.data());
+    q = spread.data();
   }
-  if (m.bits == 4 && used > 15)
-    throw invalid_argument("pack: q of output " + to_string(output) + " got bits " +
-                           to_string(used) + ", expected values in 0..15");
+  // Four inputs at a time, one in each byte of a word; above the centre, if stored unsigned.
+  const uint32_t below = 0x80 - static_cast<uint32_t>(centre(part));
+  uint32_t used = 0;
+  for (int64_t i = 0; i < m.inputs; i += 4) {
+    uint32_t word;
+    std::memcpy(&word, q + i, 4);
+    used |= word;
+    const Place at = place(part, lane, i);
+    if (part.bits == 8) {
+      std::memcpy(tile + at.byte, &word, 4);
+      continue;
+    }
+    if (m.bits == 8) word = (word ^ 0x80808080) - below * 0x01010101;
+    merge_word(tile + at.byte, (word & 0x0f0f0f0f) << at.shift);
+    if (part.bits > 4) merge_word(tile + at.high_byte, (word >> 4 & 0x03030303) << at.high_shift);
+  }
+  if (m.bits == 4 && used & 0xf0f0f0f0)
+    throw invalid_argument("pack: q of output " + to_string(output) +
+                           " got a value above 15, expected values in 0..15");
   const int64_t count = m.inputs / m.group, per_group = part.fine ? 2 : 1;
   for (int64_t i = 0; i < count; ++i) {
     put_factor(part, tile, i / per_group, i % per_group, lane, m.scale[output * count + i]);
@@ -186,8 +245,8 @@ void pack_values(const Matrix& m, const Part& part, int64_t output, uint8_t* til
     put_factor(part, tile, begin / kGroup, 0, lane, scale);
     for (int64_t i = begin; i < end; ++i) {
       const float q = scale > 0.0f ? std::nearbyint(values[i] / scale) : 0.0f;
-      put_integer(part, tile, place(part, lane, i), 0,
-                  static_cast<int>(std::clamp(q, -127.0f, 127.0f)));
+      tile[place(part, lane, i).byte] =
+          static_cast<uint8_t>(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
     }
   }
 }
@@ -199,14 +258,16 @@ Linear::Linear(const std::vector<Matrix>& matrices, const float* bias_values, Ar
   if (matrices.empty()) throw invalid_argument("pack: needs at least one matrix, got none");
   inputs = matrices[0].inputs;
   groups = (inputs + kGroup - 1) / kGroup;
-  for (const Matrix& m : matrices) {
+  for (const Matrix& given : matrices) {
+    const Factors factors(given, pool);
+    const Matrix& m = factors.matrix;
     check(m, inputs);
     Part part = describe(m, groups);
     part.first_output = outputs;
     part.first_tile = tiles;
     const int64_t bytes = part.tiles * part.tile_bytes;
     uint8_t* data = memory_.emplace_back(arena.take(static_cast<size_t>(bytes))).data;
-    pool.run(part.tiles, [&](int64_t t, int) {
+    run_tiles(pool, m, [&](int64_t t) {
       uint8_t* tile = data + t * part.tile_bytes;
       const int64_t first = t * kTile, end = std::min(first + kTile, m.outputs);
       for (int64_t o = first; o < end; ++o)

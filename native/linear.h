@@ -4,13 +4,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "blocks.h"
 #include "kernels.h"
 #include "memory.h"
 #include "pool.h"
 
 namespace anabranch {
 
-// A matrix to pack: quantized integers with their factors, or float32 values.
+// A matrix to pack: quantized integers with their factors, float32 values, or a file's blocks.
 struct Matrix {
   int64_t outputs, inputs;
   const uint8_t* q = nullptr;  // [outputs, inputs]; int8 if bits is 8
@@ -18,6 +19,9 @@ struct Matrix {
   const float* scale = nullptr;   // [outputs, inputs / group]
   const float* offset = nullptr;  // the same, or null
   const float* values = nullptr;  // [outputs, inputs], instead of all of the above
+  const BlockFormat* format = nullptr;  // or this and
+  const uint8_t* blocks = nullptr;      // [outputs, inputs / format->weights] of its blocks
+  bool mapped = false;  // the blocks lie in a read-only shared mapping of a file
 };
 
 // A stack of matrices with the same inputs. Immutable.

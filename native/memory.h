@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -11,6 +12,15 @@
 #include <utility>
 
 namespace anabranch {
+
+// Takes the pages of a read-only shared mapping out of this process's memory until they are read
+// again. Of any other memory this would destroy what it holds.
+inline void release_mapped(const uint8_t* begin, const uint8_t* end) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<uintptr_t>(begin) / page * page;  // its end was read before
+  const auto last = reinterpret_cast<uintptr_t>(end) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
 
 class Memory {
  public:

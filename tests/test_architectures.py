@@ -6,6 +6,7 @@ given as they are published.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,10 +20,12 @@ from gguf.quants import dequantize
 from safetensors.numpy import load_file, save_file
 
 from anabranch.backends.base import Quantized
+from anabranch.backends.native import NativeBackend
 from anabranch.errors import FileFormatError, InputError, UnsupportedError
 from anabranch.models.architectures import ARCHITECTURES
 from anabranch.models.architectures.fields import Fields
 from anabranch.models.config import LayerSpec, ModelConfig, RopeSpec
+from anabranch.models.decoder import Decoder
 from anabranch.models.files import open_model
 from tests.checkpoints import write_folder, write_gguf
 from tests.toy import FAMILIES, ToyFile, toy
@@ -443,16 +446,52 @@ def test_fingerprints_tell_weights_apart(tmp_path: Path) -> None:
 def test_packed_bytes_is_what_the_weights_take(tmp_path: Path) -> None:
     path = tmp_path / "toy.gguf"
     write_gguf(path, toy("qwen2"))
-    for file in (open_model(path), open_model(path, dtype="float32")):
-        taken = 0
-        for name in file.config.weight_shapes():
-            weight = file.weight(name)
-            if isinstance(weight, Quantized):
-                scales = weight.scale.size + (0 if weight.offset is None else weight.offset.size)
-                taken += weight.q.size * weight.bits // 8 + 4 * scales
-            else:
-                taken += weight.nbytes
-        assert file.packed_bytes == taken
+    backend = NativeBackend(1)
+    stored, dense = open_model(path, "stored"), open_model(path, "float32")
+    taken = expanded = 0
+    for name in stored.config.weight_shapes():
+        weight = stored.weight(name)
+        vector = isinstance(weight, np.ndarray)
+        taken += weight.nbytes if vector else backend.pack([weight]).nbytes
+        expanded += dense.weight(name).nbytes
+    assert 0 <= taken - stored.packed_bytes < 0.01 * taken  # tiles are padded
+    assert dense.packed_bytes == expanded
+
+
+def test_weights_that_are_not_finite_name_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "toy.gguf"
+    write_gguf(path, toy("qwen2"))
+    embed = open_model(path).tensors["embed"].data.tobytes()
+    infinite = np.float16(np.inf).tobytes()
+    path.write_bytes(path.read_bytes().replace(embed, infinite + embed[2:]))
+    with pytest.raises(FileFormatError, match=r"toy\.gguf: embed: .* not finite"):
+        Decoder(open_model(path, "stored"), NativeBackend(1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks Linux for its mappings")
+def test_what_was_read_of_a_file_leaves_memory(tmp_path: Path) -> None:
+    path = tmp_path / "toy.gguf"
+    write_gguf(path, toy("qwen2", vocab=10_000))  # several of the blocks that Linux reads ahead
+    file = open_model(path, "float32")
+    first = file.weight("embed")
+    before = _resident_bytes(path)
+    file.weight("final_norm")
+    assert _resident_bytes(path) < before / 2
+    np.testing.assert_array_equal(file.weight("embed"), first)
+    del file
+    gc.collect()
+    stored = open_model(path, "stored").weight("embed")
+    packed = NativeBackend(2).pack([stored])
+    assert _resident_bytes(path) < before / 2
+    out = np.empty_like(first)
+    NativeBackend(1).embed(packed, np.arange(len(out), dtype=np.int32), 1.0, out)
+    np.testing.assert_array_equal(out, first)
+
+
+def _resident_bytes(path: Path) -> int:
+    """What a file's mappings take of this process's memory."""
+    mapping = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+    return sum(int(part.split("Rss:")[1].split()[0]) << 10 for part in mapping)
 
 
 @pytest.mark.model

@@ -15,7 +15,9 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.backends.base import F32, U8, Quantized
+from anabranch.backends.base import F32, U8, Blocks, Quantized, Weight
+from anabranch.backends.native import NativeBackend
+from anabranch.backends.reference import ReferenceBackend
 from anabranch.errors import FileFormatError
 from anabranch.models import quants
 from anabranch.models.quants import FORMATS
@@ -187,6 +189,94 @@ def test_values_that_are_not_finite_are_refused(name: str, bad: float) -> None:
         for read in (quants.quantized, quants.float32):
             with pytest.raises(FileFormatError, match=r"blk\.0\.attn_q\.weight.*not finite"):
                 read(stored)
+
+
+NATIVE = NativeBackend(2)
+
+
+def native_rows(weight: Weight) -> F32:
+    """What the native backend packed, dequantized."""
+    packed = NATIVE.pack([weight])
+    out = np.empty((packed.outputs, packed.inputs), np.float32)
+    NATIVE.embed(packed, np.arange(packed.outputs, dtype=np.int32), 1.0, out)
+    return out
+
+
+def blocks(stored: Tensor) -> Blocks:
+    outputs, inputs = stored.shape
+    return Blocks(stored.format, (outputs, inputs), stored.data)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(
+    seed=st.integers(0, 2**32),
+    rows=st.integers(1, 40),
+    count=st.integers(1, 4),
+    exponent=st.integers(-44, 4),
+)
+def test_native_reads_blocks_alike(
+    name: str, seed: int, rows: int, count: int, exponent: int
+) -> None:
+    """Spread in C++ or here, the same bits in as many bytes."""
+    rng = np.random.default_rng(seed)
+    if name in FLOATS:
+        values = rng.normal(size=(rows, 32 * count)) * 10.0**exponent
+        values[rng.random(values.shape) < 0.1] = 0
+        values[0, :32] = np.arange(32) / 2 + 48  # ties, of a scale of 1/2
+        values[0, 31] = 63.5
+        stored = floats(name, values.astype(np.float32))
+    else:
+        stored = random_blocks(name, rng, rows, count)
+    same = quants.quantized(stored)
+    np.testing.assert_array_equal(
+        native_rows(blocks(stored)).view(np.int32), native_rows(same).view(np.int32)
+    )
+    if name not in FLOATS:
+        np.testing.assert_array_equal(native_rows(blocks(stored)), quants.float32(stored))
+    assert NATIVE.pack([blocks(stored)]).nbytes == NATIVE.pack([same]).nbytes
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", FORMATS)
+def test_native_refuses_what_is_not_finite(name: str, bad: float) -> None:
+    if name in FLOATS:
+        values = np.zeros((2, 64), np.float32)
+        values[1, 40] = bad
+        spoiled = [floats(name, values)]
+    else:
+        spoiled = []
+        for field in {"d", "dmin", "m"} & set(FORMATS[name].record.names or ()):
+            stored = random_blocks(name, np.random.default_rng(0), 2, 2)
+            records = stored.data.view(FORMATS[name].record)
+            if "scales" in (FORMATS[name].record.names or ()):
+                records["scales"] = 1  # infinity times zero is refused too, as NaN
+            records[field][3] = bad
+            spoiled.append(stored)
+    for stored in spoiled:
+        with pytest.raises(ValueError, match="not finite"):
+            NATIVE.pack([blocks(stored)])
+
+
+BAD_BLOCKS = {
+    "unknown format": Blocks("Q9_0", (2, 32), np.zeros(68, np.uint8)),
+    "ragged": Blocks("Q8_0", (2, 33), np.zeros(68, np.uint8)),
+    "too short": Blocks("Q8_0", (2, 32), np.zeros(67, np.uint8)),
+    "too long": Blocks("Q8_0", (2, 32), np.zeros(69, np.uint8)),
+    "nothing": Blocks("Q8_0", (0, 32), np.zeros(0, np.uint8)),
+    "negative": Blocks("Q8_0", (-2, -32), np.zeros(68, np.uint8)),
+    "overflow": Blocks("Q8_0", (1 << 62, 1 << 62), np.zeros(68, np.uint8)),
+}
+
+
+@pytest.mark.parametrize("given_blocks", BAD_BLOCKS.values(), ids=BAD_BLOCKS)
+def test_native_refuses_blocks_that_do_not_fit(given_blocks: Blocks) -> None:
+    with pytest.raises(ValueError, match="got"):
+        NATIVE.pack([given_blocks])
+
+
+def test_the_reference_says_how_to_open_a_file_for_it() -> None:
+    with pytest.raises(ValueError, match="open it as float32"):
+        ReferenceBackend().pack([Blocks("Q8_0", (1, 32), np.zeros(34, np.uint8))])
 
 
 @pytest.mark.parametrize("name", BLOCKS)

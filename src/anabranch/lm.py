@@ -14,7 +14,7 @@ from anabranch import __version__
 from anabranch.backends.base import STORAGE_BYTES, Backend, Storage
 from anabranch.engine.core import EngineCore
 from anabranch.errors import FileFormatError, InputError, ResourceError, unknown_name
-from anabranch.machine import available_memory
+from anabranch.machine import available_memory, give_back_memory
 from anabranch.models.decoder import Decoder
 from anabranch.models.files import open_model
 from anabranch.models.registry import resolve
@@ -72,7 +72,7 @@ def load(
         raise unknown_name("kv", kv, STORAGE_BYTES)
     storage = cast(Storage, kv)
     path = resolve(str(model), progress=progress, offline=offline)
-    file = open_model(path, dtype="float32" if backend == "reference" else "quantized")
+    file = open_model(path, dtype="float32" if backend == "reference" else "stored")
     page = replace(file.config.cache_shape, storage=storage).page_bytes
     pages = _pages(file.packed_bytes * (4 if backend == "reference" else 1), page, kv_memory)
     if path.is_dir():
@@ -83,6 +83,7 @@ def load(
         raise FileFormatError(
             path, f"{tokenizer.vocab_size} tokens for an embedding of {file.config.vocab}"
         )
+    give_back_memory()  # the lists that the tokenizer was made of, before weights take their place
     loading = (lambda done, total: progress(done, total, "loading")) if progress else None
     ops = _backend(backend, threads)
     decoder = Decoder(file, ops, max_rows=max_rows, kv=storage, progress=loading)

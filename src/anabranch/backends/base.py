@@ -67,7 +67,24 @@ class Quantized:
         return weight.reshape(self.q.shape)
 
 
-Weight = Quantized | F32
+@dataclass(frozen=True)
+class Blocks:
+    """A weight matrix in a model file's own blocks, for a backend that reads them itself.
+
+    Attributes:
+        format: ggml's name of it; `models/quants.py` defines what it means.
+        shape: `(outputs, inputs)`, inputs in whole blocks.
+        data: `[bytes]`.
+        mapped: they lie in a file mapped read-only and shared, whose pages may be let go of.
+    """
+
+    format: str
+    shape: tuple[int, int]
+    data: U8
+    mapped: bool = False
+
+
+Weight = Quantized | Blocks | F32
 
 
 class Linear(Protocol):

@@ -18,6 +18,7 @@ from anabranch.backends.base import (
     I32,
     Activation,
     Batch,
+    Blocks,
     Cache,
     CacheShape,
     Drawn,
@@ -209,6 +210,8 @@ def _matrix(weight: Weight) -> _native.Matrix:
     if isinstance(weight, Quantized):
         w = weight
         return _native.Matrix(w.q, w.scale, w.offset, w.bits, w.group)
+    if isinstance(weight, Blocks):
+        return _native.Matrix(weight.format, weight.data, *weight.shape, weight.mapped)
     return _native.Matrix(weight)
 
 

@@ -20,6 +20,7 @@ from anabranch.backends.base import (
     PAGE_SLOTS,
     Activation,
     Batch,
+    Blocks,
     Cache,
     CacheShape,
     Drawn,
@@ -332,6 +333,8 @@ def _kept(p: F64, top_k: int, top_p: float, min_p: float) -> I64:
 
 
 def _dense(part: Weight) -> F32:
+    if isinstance(part, Blocks):
+        raise ValueError("blocks of a file are not read here: open it as float32")
     if not isinstance(part, Quantized):
         _floats("weight", part, -1, -1)
         return part

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from anabranch.backends.base import F32, I32, Backend, Batch, Cache, Layer, Linear, Norm, Storage
+from anabranch.errors import FileFormatError
 from anabranch.models.config import ModelFile
 from anabranch.models.rope import RopeTable
 
@@ -41,11 +42,12 @@ class Decoder:
         self._kv: Storage = kv
         config, packer = self.config, _Packer(file, backend, progress)
         self._embed = packer.matrix("embed")
+        # Early as well: the largest matrices are packed while little else takes memory.
+        self._output = self._embed if config.tied else packer.matrix("output")
         layers = [packer.layer(i) for i in range(len(config.layers))]
         scale = config.attention_scale or 1 / math.sqrt(config.dim)
         self._stack = backend.stack(layers, config.activation, scale)
         self._final_norm = packer.norm("final_norm")
-        self._output = self._embed if config.tied else packer.matrix("output")
         self.nbytes = packer.nbytes
         """Bytes of packed matrices."""
 
@@ -132,7 +134,10 @@ class _Packer:
     def matrix(self, *names: str, bias: bool = False) -> Linear:
         biases = [self.vector(f"{name}_bias") for name in names] if bias else []
         parts = [self.file.weight(name) for name in names]
-        packed = self.backend.pack(parts, np.concatenate(biases) if biases else None)
+        try:
+            packed = self.backend.pack(parts, np.concatenate(biases) if biases else None)
+        except ValueError as error:
+            raise FileFormatError(self.file.path, f"{', '.join(names)}: {error}") from error
         self.nbytes += packed.nbytes
         self._advance(*names)
         return packed

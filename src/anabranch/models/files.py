@@ -19,18 +19,18 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from anabranch.backends.base import Weight
+from anabranch.backends.base import Blocks, Weight
 from anabranch.errors import FileFormatError, InputError, UnsupportedError
 from anabranch.models.architectures import ARCHITECTURES
 from anabranch.models.architectures.base import Architecture
 from anabranch.models.architectures.fields import GGUF_FIELDS, Fields
 from anabranch.models.config import ModelConfig
 from anabranch.models.gguf import GgufFile, read_gguf
-from anabranch.models.quants import FORMATS, float32, is_float, quantized
+from anabranch.models.quants import FORMATS, float32, is_float, quantized, whole_blocks
 from anabranch.models.safetensors import CONFIG, read_folder, read_json
-from anabranch.models.tensors import Tensor, map_file
+from anabranch.models.tensors import Tensor, let_go, map_file
 
-Dtype = Literal["quantized", "float32"]
+Dtype = Literal["quantized", "stored", "float32"]
 
 _FREQS = "rope_freqs.weight"
 
@@ -45,8 +45,10 @@ class StoredModel:
         config: its description.
         fingerprint: SHA-256 of headers, sizes and 64 blocks of 4 KiB per file, as hex.
         metadata: the GGUF header's values, or `config.json`.
-        dtype: "quantized" gives matrices in the internal forms, "float32" as numbers.
+        dtype: "quantized" gives matrices in the internal forms, "stored" as the file's blocks where
+            their rows are whole ones, "float32" as numbers.
         tensors: by canonical name.
+        files: what they lie in.
         interleaved: rows of q and k come as rotary neighbours, and are sorted apart.
         norm_shift: added to norm weights.
     """
@@ -58,6 +60,7 @@ class StoredModel:
     metadata: Mapping[str, object]
     dtype: Dtype
     tensors: Mapping[str, Tensor]
+    files: Sequence[mmap]
     interleaved: bool = False
     norm_shift: float = 0.0
 
@@ -67,12 +70,19 @@ class StoredModel:
         return sum(_packed_bytes(tensor, self.dtype) for tensor in self.tensors.values())
 
     def weight(self, name: str) -> Weight:
-        """One weight by canonical name; vectors are always float32. Raises FileFormatError."""
+        """One weight by canonical name; vectors are always float32. Raises FileFormatError.
+
+        What was read for earlier weights leaves memory.
+        """
+        for file in self.files:
+            let_go(file)
         tensor, tail = self.tensors[name], name.rpartition(".")[2]
         if self.interleaved and tail in ("q", "k"):
             tensor = tensor.rows(_half_split(tensor.shape[0], self.config.dim))
         if self.dtype == "quantized" and len(tensor.shape) == 2:
             return quantized(tensor)
+        if self.dtype == "stored" and len(tensor.shape) == 2 and whole_blocks(tensor):
+            return Blocks(tensor.format, tensor.shape, tensor.data, tensor.mapped)
         values = float32(tensor)
         return values + np.float32(self.norm_shift) if tail.endswith("norm") else values
 
@@ -117,6 +127,7 @@ def _open_gguf(path: Path, dtype: Dtype) -> StoredModel:
         metadata=file.metadata,
         dtype=dtype,
         tensors=_bind(path, config, stored, family.gguf_name),
+        files=[file.data],
         interleaved=family.interleaved,
     )
 
@@ -145,6 +156,7 @@ def _open_folder(folder: Path, dtype: Dtype) -> StoredModel:
         metadata=header,
         dtype=dtype,
         tensors=_bind(folder, config, stored, family.hf_name),
+        files=[file.data for file in files],
         norm_shift=family.norm_shift,
     )
 
@@ -237,7 +249,7 @@ def _check_tensor(tensor: Tensor, shape: tuple[int, ...]) -> None:
 def _packed_bytes(tensor: Tensor, dtype: Dtype) -> int:
     form, inputs = FORMATS[tensor.format], tensor.shape[-1]
     plain = dtype == "float32" or len(tensor.shape) == 1 or inputs % form.group
-    return int(prod(tensor.shape) * (4 if plain else form.bytes_per_weight))
+    return int(prod(tensor.shape) * (4 if plain else form.packed_bits / 8))
 
 
 def _half_split(rows: int, dim: int) -> npt.NDArray[np.intp]:

@@ -311,7 +311,7 @@ def _place(cursor: _Cursor, infos: list[_TensorInfo], alignment: int) -> dict[st
                 f"{len(cursor.data)}: it is truncated or its header is corrupt"
             )
         data = np.frombuffer(cursor.data, np.uint8, info.nbytes, start)
-        tensors[name] = Tensor(cursor.path, name, info.shape, info.format, data)
+        tensors[name] = Tensor(cursor.path, name, info.shape, info.format, data, mapped=True)
         spans.append((start, start + info.nbytes, name))
     spans.sort()
     for (_, stop, name), (start, _, following) in pairwise(spans):

@@ -1,7 +1,8 @@
 """Weight formats of model files: raw blocks to integers and scales, exactly as the file has them.
 
 Block layouts are those of ggml (`ggml-common.h`, https://github.com/ggml-org/ggml). Each is given
-as the record it is in memory and a function that spreads many such records at once.
+as the record it is in memory and a function that spreads many such records at once. This is the
+definition; `native/blocks.cpp` does the same, to the bit, for the native backend.
 
     file          internal form            q * scale + offset
     Q4_0          W4, groups of 32         offset = -8 * scale
@@ -43,25 +44,27 @@ class Format:
         block: weights per block.
         record: a block in memory.
         unpack: writes `q[blocks, block]`, `scale[blocks, groups]` and, unless it is None, `offset`.
+        packed_bits: of a weight as the native backend packs it, factors included.
         bits, group, has_offset: the internal form, as in `Quantized`.
     """
 
     block: int
     record: np.dtype[Any]
     unpack: Callable[[Blocks, Out, Out, Out], None]
+    packed_bits: float
     bits: Literal[4, 8] = 8
     group: Literal[16, 32] = 32
     has_offset: bool = False
-
-    @property
-    def bytes_per_weight(self) -> float:
-        """Of the internal form, with scales and offsets in float32."""
-        return self.bits / 8 + 4 * (1 + self.has_offset) / self.group
 
 
 def is_float(name: str) -> bool:
     """Whether a format stores plain numbers, which vectors must be."""
     return name in _TO_FLOAT
+
+
+def whole_blocks(tensor: Tensor) -> bool:
+    """Whether a matrix's rows are whole blocks, also of the 32 that floats are rounded in."""
+    return tensor.shape[-1] % FORMATS[tensor.format].block == 0
 
 
 def byte_size(name: str, shape: tuple[int, ...]) -> int | None:
@@ -255,27 +258,31 @@ _D, _M, _DMIN = ("d", "<f2"), ("m", "<f2"), ("dmin", "<f2")
 _SCALES = ("scales", "u1", 12)
 
 FORMATS: dict[str, Format] = {
-    "F32": Format(32, _record(("x", "<f4", 32)), _float_blocks),
-    "F16": Format(32, _record(("x", "<f2", 32)), _float_blocks),
-    "BF16": Format(32, _record(("x", "<u2", 32)), _float_blocks),
-    "Q4_0": Format(32, _record(_D, ("qs", "u1", 16)), _q4_0, bits=4, has_offset=True),
-    "Q4_1": Format(32, _record(_D, _M, ("qs", "u1", 16)), _q4_1, bits=4, has_offset=True),
-    "Q5_0": Format(32, _record(_D, ("qh", "u1", 4), ("qs", "u1", 16)), _q5_0),
-    "Q5_1": Format(32, _record(_D, _M, ("qh", "u1", 4), ("qs", "u1", 16)), _q5_1, has_offset=True),
-    "Q8_0": Format(32, _record(_D, ("qs", "i1", 32)), _q8_0),
+    "F32": Format(32, _record(("x", "<f4", 32)), _float_blocks, 9),
+    "F16": Format(32, _record(("x", "<f2", 32)), _float_blocks, 9),
+    "BF16": Format(32, _record(("x", "<u2", 32)), _float_blocks, 9),
+    "Q4_0": Format(32, _record(_D, ("qs", "u1", 16)), _q4_0, 4.5, bits=4, has_offset=True),
+    "Q4_1": Format(32, _record(_D, _M, ("qs", "u1", 16)), _q4_1, 5, bits=4, has_offset=True),
+    "Q5_0": Format(32, _record(_D, ("qh", "u1", 4), ("qs", "u1", 16)), _q5_0, 5.5),
+    "Q5_1": Format(
+        32, _record(_D, _M, ("qh", "u1", 4), ("qs", "u1", 16)), _q5_1, 6, has_offset=True
+    ),
+    "Q8_0": Format(32, _record(_D, ("qs", "i1", 32)), _q8_0, 8.5),
     "Q4_K": Format(
-        256, _record(_D, _DMIN, _SCALES, ("qs", "u1", 128)), _q4_k, bits=4, has_offset=True
+        256, _record(_D, _DMIN, _SCALES, ("qs", "u1", 128)), _q4_k, 6, bits=4, has_offset=True
     ),
     "Q5_K": Format(
         256,
         _record(_D, _DMIN, _SCALES, ("qh", "u1", 32), ("qs", "u1", 128)),
         _q5_k,
+        7,
         has_offset=True,
     ),
     "Q6_K": Format(
         256,
         _record(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), _D),
         _q6_k,
+        8,
         group=16,
     ),
 }

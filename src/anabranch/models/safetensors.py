@@ -112,7 +112,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
                 path, f"tensor {name!r} ends past the file's end: truncated or corrupt"
             )
         view = np.frombuffer(data, np.uint8, stop - start, 8 + length + start)
-        tensors[name] = Tensor(path, name, shape, dtype, view)
+        tensors[name] = Tensor(path, name, shape, dtype, view, mapped=True)
         spans.append((start, stop, name))
     _check_tiling(path, spans, len(data) - 8 - length)
     return SafetensorsFile(path, tensors, data, 8 + length)

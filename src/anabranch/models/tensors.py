@@ -23,7 +23,7 @@ class Tensor:
         shape: slowest axis first; a matrix is `(outputs, inputs)`.
         format: how its bytes are to be read: a key of `quants.FORMATS`, or a name this version
             does not read.
-        data: `[bytes]`, a view of the mapped file.
+        data: `[bytes]`, a view of the mapped file if `mapped`.
     """
 
     path: Path
@@ -31,11 +31,21 @@ class Tensor:
     shape: tuple[int, ...]
     format: str
     data: U8
+    mapped: bool = False
 
     def rows(self, order: npt.NDArray[np.intp]) -> Tensor:
         """The tensor with its rows in another order. Exact in any format: rows are whole bytes."""
         data = self.data.reshape(self.shape[0], -1)[order].reshape(-1)
-        return replace(self, data=data)
+        return replace(self, data=data, mapped=False)
+
+
+def let_go(data: mmap.mmap) -> None:
+    """Take a mapped file's pages out of this process's memory, until they are read again.
+
+    They stay in the system's cache. Without this, packed weights and the file count side by side.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)
 
 
 def map_file(path: Path) -> mmap.mmap:

@@ -34,6 +34,7 @@ MAX_TEXT_CHARS = 4_000_000
 _MAX_VOCAB_CHARS = 1 << 23
 _MAX_TOKEN_CHARS = 512
 _MAX_MERGES = 1 << 21
+_SLOT_SHIFT = np.uint64(64 - 22)
 
 _CONTROLS = frozenset((Kind.UNKNOWN, Kind.CONTROL))
 _SILENT = _CONTROLS | {Kind.UNUSED}
@@ -342,8 +343,8 @@ def _merges_by_score(
     users = np.array([vocabulary.kinds[i] == Kind.USER for i in tokens])
     scores = np.where(users, 0.0, np.array(vocabulary.scores)[tokens])
     order = np.lexsort((-lengths[right], -lengths[left], -scores[token]))
-    halves = left[order].tolist(), right[order].tolist()
-    return list(zip(*(map(pieces.__getitem__, half) for half in halves), strict=True))
+    objects = np.array(pieces, object)
+    return list(zip(objects[left[order]].tolist(), objects[right[order]].tolist(), strict=True))
 
 
 def _splits(texts: Sequence[str], lengths: Indices) -> tuple[Indices, Indices, Indices]:
@@ -368,11 +369,16 @@ def _splits(texts: Sequence[str], lengths: Indices) -> tuple[Indices, Indices, I
     whole = digest(starts, ends)
     order = np.argsort(whole)
     whole = whole[order]
+    # The last text of those whose hashes begin with the same 22 bits: mostly the one looked for.
+    slots = np.full(1 << 22, -1, np.int32)
+    slots[whole >> _SLOT_SHIFT] = np.arange(len(whole))
 
     def find(start: Indices, end: Indices) -> Indices:
         wanted = digest(start, end)
-        at = np.minimum(np.searchsorted(whole, wanted), len(whole) - 1)
-        return np.where(whole[at] == wanted, order[at], -1)
+        at = slots[wanted >> _SLOT_SHIFT]
+        others = np.flatnonzero((at >= 0) & (whole[at] != wanted))
+        at[others] = np.minimum(np.searchsorted(whole, wanted[others]), len(whole) - 1)
+        return np.where((at >= 0) & (whole[at] == wanted), order[at], -1)
 
     token, cut = np.repeat(np.arange(len(texts)), lengths), np.arange(len(chars))
     inside = cut > starts[token]

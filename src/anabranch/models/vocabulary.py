@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -34,6 +34,8 @@ class Kind(IntEnum):
     UNUSED = 5
     BYTE = 6
 
+
+_NORMAL = int(Kind.NORMAL)
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGIT = r"\p{N}"
@@ -143,10 +145,12 @@ class Vocabulary:
             "".join(self.texts).encode()
         except UnicodeEncodeError:
             raise FileFormatError(self.path, "a token is not valid Unicode") from None
-        for i, text in enumerate(self.texts):
-            if self.kinds[i] == Kind.BYTE and not _BYTE_TOKEN.fullmatch(text):
+        for i, (text, kind) in enumerate(zip(self.texts, self.kinds, strict=True)):
+            if kind == _NORMAL:  # a quarter of a million of them: the others are few
+                continue
+            if kind == Kind.BYTE and not _BYTE_TOKEN.fullmatch(text):
                 raise FileFormatError(self.path, f"byte token {i} is {reprlib.repr(text)}")
-            if text in _END_NAMES and self.kinds[i] in (Kind.CONTROL, Kind.USER):
+            if text in _END_NAMES and kind in (Kind.CONTROL, Kind.USER):
                 self.ends.add(i)
         self.ends |= {self.eos} if self.eos is not None else set()
         for i in self.ends | ({self.bos} if self.bos is not None else set()):
@@ -185,7 +189,7 @@ def gguf_vocabulary(metadata: Mapping[str, object], path: Path) -> Vocabulary:
     )
     if family == "gpt2":
         vocabulary.words = words = _gguf_words(header)
-        vocabulary.merges = [_merge(path, merge) for merge in header.texts("merges")]
+        vocabulary.merges = _merges(path, header.texts("merges"))
         vocabulary.add_bos = header.flag("add_bos_token", words.add_bos)
     else:
         vocabulary.scores = header.numbers("scores", count)
@@ -217,7 +221,7 @@ class _Header:
 
     def texts(self, key: str) -> list[str]:
         value = self.metadata.get(f"tokenizer.ggml.{key}")
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        if not isinstance(value, list) or set(map(type, value)) - {str}:
             raise self.fault(key, "is missing" if value is None else "is not a list of texts")
         return value
 
@@ -267,12 +271,15 @@ def _gguf_words(header: _Header) -> Words:
     return _WORDS[name]
 
 
-def _merge(path: Path, merge: object) -> tuple[str, str]:
-    """Two texts, from "left right" or a list of two."""
-    match merge.split(" ", 1) if isinstance(merge, str) else merge:
-        case [str(left), str(right)]:
-            return left, right
-    raise FileFormatError(path, f"merge {reprlib.repr(merge)} is not two tokens")
+def _merges(path: Path, merges: Sequence[object]) -> list[tuple[str, str]]:
+    """Pairs of texts, each from "left right" or from a list of two."""
+    pairs = []
+    for merge in merges:
+        pair = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or set(map(type, pair)) != {str}:
+            raise FileFormatError(path, f"merge {reprlib.repr(merge)} is not two tokens")
+        pairs.append((pair[0], pair[1]))
+    return pairs
 
 
 def folder_vocabulary(folder: Path) -> Vocabulary:
@@ -293,7 +300,7 @@ def folder_vocabulary(folder: Path) -> Vocabulary:
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise FileFormatError(path, "has no list of merges")
-    vocabulary.merges = [_merge(path, merge) for merge in merges]
+    vocabulary.merges = _merges(path, merges)
     ids = {text: i for i, text in enumerate(vocabulary.texts) if text}
     vocabulary.bos = _named(ids, config.get("bos_token"))
     vocabulary.eos = _named(ids, config.get("eos_token"))
