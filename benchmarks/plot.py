@@ -19,8 +19,9 @@ def main(figures: str, picture: str) -> None:
     for line, (name, model) in zip(axes, models.items(), strict=True):
         rates(line[0], name, model["rows"])
         times(line[1], model["rows"])
-        growth(line[2], model["curves"], [n for n in model["curves"] if n != "branches"], "tokens")
-        growth(line[3], model["curves"], ["branches"], "branches")
+        prefixes = [curve for curve in model["curves"] if curve.startswith("prefix")]
+        growth(line[2], model["curves"], prefixes, "tokens of shared prefix")
+        growth(line[3], model["curves"], ["branches", "depth"], "branches; forks above the branch")
     sheet.suptitle(f"{record['machine']}, {record['commit']}")
     sheet.tight_layout()
     sheet.savefig(picture, dpi=100)
@@ -58,11 +59,10 @@ def times(axis: Any, rows: list[dict[str, Any]]) -> None:
 def growth(axis: Any, curves: dict[str, Any], names: list[str], unit: str) -> None:
     """Our time of a step by size."""
     for name in names:
-        if name in curves:
-            xs, ys = zip(*curves[name], strict=True)
-            axis.plot(xs, [1e3 * y for y in ys], "o-", label=name)
-    axis.set_xscale("symlog", linthresh=1)
-    finish(axis, "anabranch: growth", unit, "ms a step", curves)
+        xs, ys = zip(*curves.get(name, [(0, 0)]), strict=True)
+        axis.plot(xs, [1e3 * y for y in ys], "o-", label=name)
+    axis.set_ylim(bottom=0)
+    finish(axis, "anabranch: growth", unit, "ms a step", names)
 
 
 def finish(axis: Any, title: str, across: str, up: str, drawn: Any) -> None:

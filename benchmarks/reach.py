@@ -259,7 +259,7 @@ class Reach:
         self.curves["branches"] = curve
         text = self._tokens(16384)
         for n in (1, 8, 32):
-            lengths = [k for k in (256, 1024, 4096, 16384) if k + 64 <= context]
+            lengths = sorted({min(k, context - 64) for k in (256, 1024, 4096, 16384)})
             # The longer prompt goes on from the shorter, which is cached: each token is read once.
             self.curves[f"prefix, {n} branches"] = [(k, step(text[:k], n)) for k in lengths]
         self.curves["depth"] = [

@@ -18,7 +18,7 @@ INSTALL = (
     "python -m venv benchmarks/.peers && "
     "benchmarks/.peers/bin/pip install -r benchmarks/requirements.txt"
 )
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds: a task that took longer once is not repeated with that engine."""
 
 Reply = dict[str, Any]
