@@ -100,10 +100,6 @@ def print_reach(options: argparse.Namespace) -> None:
     """The table of the seven points; what was measured by then, if it is interrupted."""
     told = provenance(options.threads)
     threads = told["features"]["threads"]
-    try:
-        peers_python()
-    except WorkerError as error:
-        say(f"peers {error}")
     done: list[Reach] = []
     try:
         for model in options.models:

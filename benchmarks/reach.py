@@ -283,7 +283,7 @@ class Reach:
             self._workers[OURS].ask(task, prompt=self._tokens(length), **arguments)
             for _ in range(self.repeats)
         ]
-        return statistics.median(reply["seconds"] for reply in replies)
+        return float(statistics.median(reply["seconds"] for reply in replies))
 
     def point_6(self) -> None:
         command = [sys.executable, "-m", "anabranch", "solve", "What is 17 * 3?"]

@@ -97,10 +97,11 @@ def requantized(model: Path, kind: str | None) -> Path:
     """The model in another format, made once by llama.cpp and kept. Raises WorkerError."""
     if kind is None:
         return model
+    python = str(peers_python())
     target = PEERS / "models" / f"{model.stem}-{model.stat().st_size}-{kind}.gguf"
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
-        command = [str(peers_python()), "-m", "peers.requantize", str(model), str(target), kind]
+        command = [python, "-m", "peers.requantize", str(model), str(target), kind]
         done = subprocess.run(
             command, env=environment(), capture_output=True, text=True, check=False
         )

@@ -13,8 +13,6 @@ from anabranch.backends.native import NativeBackend
 from anabranch.program.branch import Branch
 from peers.protocol import serve
 
-OPERATIONS = ("plan", "embed", "linear", "rope_store", "attend", "copy_page", "draw")
-
 
 class Anabranch:
     """A loaded model. The tasks of `protocol`, and some about itself."""
@@ -22,13 +20,13 @@ class Anabranch:
     def __init__(self, model: str, threads: int | None = None) -> None:
         self.lm = anabranch.load(model, threads=threads)
         self._decoder = self.lm.engine.core.decoder
+        assert isinstance(self._decoder.backend, NativeBackend)
+        self._backend = self._decoder.backend
         # An end of text stops a branch, so it is kept from being drawn.
         self._endless = dict.fromkeys(self.lm.tokenizer.ends, -1e9)
 
     def about(self) -> dict[str, Any]:
-        backend = self._decoder.backend
-        assert isinstance(backend, NativeBackend)
-        features = backend.features()
+        features = self._backend.features()
         return {
             "version": f"anabranch {anabranch.__version__}",
             "settings": f"weights packed from the same file, KV in f32, {features['isa']}",
@@ -98,32 +96,13 @@ class Anabranch:
         """`decode` of one branch, and its `native` seconds: those inside the backend."""
         native = 0.0
 
-        def timed(operation: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal native
-                began = time.perf_counter()
-                try:
-                    return operation(*args, **kwargs)
-                finally:
-                    native += time.perf_counter() - began
+        async def measured(root: Branch) -> None:
+            nonlocal native
+            before = sum(self._backend.seconds.values())
+            await self._grow([root.fork()], steps)
+            native = sum(self._backend.seconds.values()) - before
 
-            return call
-
-        backend = self._decoder.backend
-        kept = {name: getattr(backend, name) for name in OPERATIONS}
-        try:
-            for name, operation in kept.items():
-                setattr(backend, name, timed(operation))
-
-            async def measured(root: Branch) -> None:
-                nonlocal native
-                native = 0.0
-                await self._grow([root.fork()], steps)
-
-            return {**self._after(prompt, measured), "native": native}
-        finally:
-            for name in kept:
-                delattr(backend, name)
+        return {**self._after(prompt, measured), "native": native}
 
     def memory(self) -> dict[str, Any]:
         """Peak resident bytes of this process, packed weights, pages that hold keys and values."""
