@@ -79,6 +79,11 @@ def processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
+def short(model: str) -> str:
+    """A model's name, or its file's."""
+    return Path(model).name.removesuffix(".gguf")
+
+
 def print_ours(options: argparse.Namespace) -> None:
     """Our own figures."""
     results = {}
@@ -93,7 +98,7 @@ def print_ours(options: argparse.Namespace) -> None:
     columns = list(next(iter(results.values())))
     print(f"\n{'tokens/s':24}" + "".join(f"{column:>13}" for column in columns))
     for model, row in results.items():
-        print(f"{Path(model).stem:24}" + "".join(f"{row[column]:13.1f}" for column in columns))
+        print(f"{short(model):24}" + "".join(f"{row[column]:13.1f}" for column in columns))
 
 
 def print_reach(options: argparse.Namespace) -> None:
@@ -111,7 +116,7 @@ def print_reach(options: argparse.Namespace) -> None:
     for reach in done:
         for name, about in reach.about.items():
             text = f"{about['version']}, {about['format']}; {about['settings']}"
-            print(f"{Path(reach.name).stem:20} {name:16} {text}")
+            print(f"{short(reach.name):20} {name:16} {text}")
     rows = [row for reach in done for row in reach.rows]
     print("\n" + table(rows))
     goals = [goal for row in rows for goal in row.goals]
