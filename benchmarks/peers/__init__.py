@@ -1,0 +1,1 @@
+"""One file for each engine that is measured, and how they are asked."""

@@ -1,0 +1,162 @@
+"""Ours, asked the same way: programs over branches, as any user would write them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anabranch
+from anabranch.backends.native import NativeBackend
+from anabranch.program.branch import Branch
+from peers.protocol import serve
+
+
+class Anabranch:
+    """A loaded model. The tasks of `protocol`, and some about itself."""
+
+    def __init__(self, model: str, threads: int | None = None) -> None:
+        self.lm = anabranch.load(model, threads=threads)
+        self._decoder = self.lm.engine.core.decoder
+        assert isinstance(self._decoder.backend, NativeBackend)
+        self._backend = self._decoder.backend
+        # An end of text stops a branch, so it is kept from being drawn.
+        self._endless = dict.fromkeys(self.lm.tokenizer.ends, -1e9)
+
+    def about(self) -> dict[str, Any]:
+        features = self._backend.features()
+        return {
+            "version": f"anabranch {anabranch.__version__}",
+            "settings": f"weights packed from the same file, KV in f32, {features['isa']}",
+            "weight_bytes": self._decoder.nbytes,
+            "vocab": self._decoder.config.vocab,
+            "context": self._decoder.config.context,
+            "threads": features["threads"],
+        }
+
+    # ---- tasks ---------------------------------------------------------------------------------
+
+    def first(self, prompt: list[int]) -> dict[str, Any]:
+        return self._timed(prompt, lambda root: self._extend(root, 1))
+
+    def decode(self, prompt: list[int], branches: int, steps: int) -> dict[str, Any]:
+        return self._after(prompt, lambda root: self._grow(root.fork(branches), steps))
+
+    def prune(self, prompt: list[int], steps: int, parents: list[list[int]]) -> dict[str, Any]:
+        async def search(root: Branch) -> None:
+            branches = root.fork(len(parents[0]))
+            await self._grow(branches, steps, 0)
+            for parent in parents:
+                for child, source in enumerate(parent):
+                    if source != child:
+                        branches[child].drop()
+                        branches[child] = branches[source].fork()
+                await self._grow(branches, steps, 0)
+
+        return self._timed(prompt, search)
+
+    def document(
+        self, document: list[int], questions: list[list[int]], branches: int, steps: int
+    ) -> dict[str, Any]:
+        async def ask(root: Branch) -> None:
+            run, engine = root.run, root.engine
+            asked = [engine.open(document + question, run=run) for question in questions]
+            forks = [branch for leader in asked for branch in leader.fork(branches)]
+            await self._grow(forks, steps, 0)
+
+        return self._timed(document, ask)
+
+    def options(self, prompt: list[int], options: list[list[int]]) -> dict[str, Any]:
+        scores: list[float] = []
+
+        async def score(root: Branch) -> None:
+            forks = root.fork(len(options))
+            pairs = zip(forks, options, strict=True)
+            done = await asyncio.gather(*(fork.force(option) for fork, option in pairs))
+            scores.extend(step.logp for step in done)
+
+        return {**self._timed(prompt, score), "scores": scores}
+
+    # ---- about itself --------------------------------------------------------------------------
+
+    def chain(self, prompt: list[int], depth: int, span: int, steps: int) -> dict[str, Any]:
+        """One branch below `depth` forks of `span` tokens each, whose parents all live."""
+
+        async def deepen(root: Branch) -> Branch:
+            for _ in range(depth):
+                root = root.fork()
+                await self._extend(root, span)
+            return root
+
+        return self._after(prompt, lambda tip: self._grow([tip.fork()], steps), deepen)
+
+    def share(self, prompt: list[int], steps: int) -> dict[str, Any]:
+        """`decode` of one branch, and its `native` seconds: those inside the backend."""
+        native = 0.0
+
+        async def measured(root: Branch) -> None:
+            nonlocal native
+            before = sum(self._backend.seconds.values())
+            await self._grow([root.fork()], steps)
+            native = sum(self._backend.seconds.values()) - before
+
+        return {**self._after(prompt, measured), "native": native}
+
+    def memory(self) -> dict[str, Any]:
+        """Peak resident bytes of this process, packed weights, pages that hold keys and values."""
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        pool, page = self.lm.engine.core.tree.pool, self._decoder.config.cache_shape.page_bytes
+        used = (len(pool) - pool.free) * page
+        return {"peak": peak, "weights": self._decoder.nbytes, "kv": used}
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    async def _extend(self, branch: Branch, steps: int) -> None:
+        step = await branch.extend(steps, bias=self._endless)
+        assert len(step.tokens) == steps
+
+    async def _grow(self, branches: list[Branch], steps: int, known: int = 1) -> None:
+        """`steps` passes for each; where logits are `known` already, they give a draw more."""
+        await asyncio.gather(*(self._extend(branch, steps + known) for branch in branches))
+
+    def _timed(
+        self, prompt: list[int], work: Callable[[Branch], Awaitable[None]]
+    ) -> dict[str, Any]:
+        """Seconds from a prompt given to the end of `work`."""
+
+        async def program() -> float:
+            began = time.perf_counter()
+            root = self.lm.engine.open(prompt)
+            await work(root)
+            seconds = time.perf_counter() - began
+            root.run.drop_all()
+            return seconds
+
+        return {"seconds": self.lm.run(program())}
+
+    def _after(
+        self,
+        prompt: list[int],
+        work: Callable[[Branch], Awaitable[None]],
+        prepare: Callable[[Branch], Awaitable[Branch]] | None = None,
+    ) -> dict[str, Any]:
+        """Seconds of `work` alone, the prompt and what `prepare` grows from it computed before."""
+
+        async def program() -> float:
+            root = self.lm.engine.open(prompt)
+            tip = await prepare(root) if prepare else root
+            await tip.peek(1)
+            began = time.perf_counter()
+            await work(tip)
+            seconds = time.perf_counter() - began
+            root.run.drop_all()
+            return seconds
+
+        return {"seconds": self.lm.run(program())}
+
+
+if __name__ == "__main__":
+    serve(Anabranch)
