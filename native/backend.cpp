@@ -1,6 +1,7 @@
 #include "backend.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -89,6 +90,31 @@ constexpr int64_t kMostQueries = 48, kFewQueries = 12;
 // Sums of spans that are kept at a time; with more, rows go in rounds.
 constexpr int64_t kSumsBytes = int64_t{16} << 20;
 
+// What `LinearJob` wants of one block of rows; `masks[rows, group blocks]` say which groups.
+void collect_apart(const Group* x, const uint32_t* masks, int64_t groups, int64_t rows, Apart* out,
+                   int32_t* starts) {
+  const int64_t blocks = group_blocks(groups);
+  Apart* next = out;
+  for (int64_t block = 0; block < blocks; ++block) {
+    starts[block] = static_cast<int32_t>(next - out);
+    uint32_t any = 0;
+    for (int64_t r = 0; r < rows; ++r) any |= masks[r * blocks + block];
+    for (; any; any &= any - 1) {
+      const int bit = std::countr_zero(any);
+      const int64_t g = block * kGroupBlock + bit;
+      Apart* first = next;
+      for (int64_t r = 0; r < rows; ++r) {
+        if (!(masks[r * blocks + block] >> bit & 1)) continue;
+        const Group& group = x[r * groups + g];
+        *next++ = {static_cast<int32_t>(r), static_cast<int32_t>(g), group.apart_at,
+                   static_cast<float>(group.apart) * group.scale};
+      }
+      std::sort(first, next, [](const Apart& a, const Apart& b) { return a.at < b.at; });
+    }
+  }
+  starts[blocks] = static_cast<int32_t>(next - out);
+}
+
 }  // namespace
 
 Cache::Cache(int64_t layers, int64_t kv_heads, int64_t dim, int64_t pages, Storage storage)
@@ -160,15 +186,23 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
   const Turn turn(mutex_, seconds_.linear);
   const int64_t rows = x.rows, groups = weight.groups;
   auto* quantized = quantized_.get<Group>(rows * groups);
-  auto* apart = apart_.get<uint32_t>(rows * group_blocks(groups));
+  const int64_t blocks = group_blocks(groups), row_blocks = divide_up(rows, kRowBlock);
+  auto* masks = masks_.get<uint32_t>(rows * blocks);
+  auto* apart = apart_.get<Apart>(rows * groups);
+  auto* apart_starts = apart_starts_.get<int32_t>(row_blocks * (blocks + 1));
   const auto quantize = [&](int64_t r) {
     kernels_.quantize(x.data + r * x.columns, x.columns, weight_of(options.norm),
                       eps_of(options.norm), groups, quantized + r * groups,
-                      apart + r * group_blocks(groups));
+                      masks + r * blocks);
   };
   // A few rows are quantized before the other threads would have heard of it.
   if (rows < 4) for (int64_t r = 0; r < rows; ++r) quantize(r);
   else pool_->run(rows, [&](int64_t r, int) { quantize(r); });
+  pool_->run(row_blocks, [&](int64_t block, int) {
+    const int64_t r = block * kRowBlock;
+    collect_apart(quantized + r * groups, masks + r * blocks, groups, std::min(rows - r, kRowBlock),
+                  apart + r * groups, apart_starts + block * (blocks + 1));
+  });
 
   const bool direct = !options.post_norm;
   float* target = direct ? out.data : outputs_.get<float>(rows * outputs);
@@ -178,6 +212,7 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
       .bias = weight.bias.empty() ? nullptr : weight.bias.data(),
       .x = quantized,
       .apart = apart,
+      .apart_starts = apart_starts,
       .activation = options.activation,
       .gate_tiles = gate_tiles,
       .add = direct && options.add,
@@ -187,7 +222,6 @@ void Backend::linear(Rows<const float> x, const Linear& weight, Rows<float> out,
   // Chunks of some microseconds: 32 KiB of weights for one row, and as many products for more. But
   // at least eight per thread where that is possible.
   const int64_t tiles = gated ? gate_tiles : weight.tiles;
-  const int64_t row_blocks = divide_up(rows, kRowBlock);
   const int64_t tile_bytes = weight.parts[0].tile_bytes * (gated ? 2 : 1);
   const int64_t fair = divide_up(tiles * row_blocks, 8 * threads());
   const int64_t cost = tile_bytes * std::min(rows, kRowBlock);

@@ -130,7 +130,7 @@ class Backend {
   Arena weights_;
   std::recursive_mutex mutex_;  // one operation at a time, whatever Python thread it comes from
   Seconds seconds_;
-  Scratch quantized_, apart_, outputs_, attention_, sums_, stats_, qkv_, q_, attended_, ffn_;
+  Scratch quantized_, masks_, apart_, apart_starts_, outputs_, attention_, sums_, stats_, qkv_, q_, attended_, ffn_;
   std::vector<Drawer> drawers_;  // of each thread
 };
 

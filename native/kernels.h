@@ -26,6 +26,12 @@ struct Group {
   int16_t apart_at;
 };
 
+// Such an activation of a row, times its scale.
+struct Apart {
+  int32_t row, group, at;
+  float value;
+};
+
 constexpr int64_t group_blocks(int64_t groups) { return (groups + kGroupBlock - 1) / kGroupBlock; }
 
 // One matrix of a stack, in tiles of 16 outputs. A tile is its groups of 32 inputs one after the
@@ -57,7 +63,10 @@ struct LinearJob {
   int64_t groups;
   const float* bias;  // [outputs] or null
   const Group* x;     // [rows, groups]
-  const uint32_t* apart;  // [rows, group blocks] a bit per group that keeps an activation apart
+  // Of each block of kRowBlock rows: what is kept apart of group block b is [starts[b], starts[b + 1]),
+  // by ascending group, equal places together; rows count from the first of the block.
+  const Apart* apart;           // [row blocks, kRowBlock * groups]
+  const int32_t* apart_starts;  // [row blocks, group blocks + 1]
   Activation activation;
   int64_t gate_tiles;  // with an activation: tiles of the gate half; those of `up` follow
   bool add;

@@ -2,8 +2,8 @@
 //
 // The sum of one output runs over blocks of 32 groups; in a block first over the groups, each
 // group's integer product exact: acc = fma(float(sum w*q), weight scale * activation scale, acc),
-// then, with offsets, acc = fma(offset, activation total, acc); then, likewise, over the
-// activations that are kept apart. Always in ascending order: rows, tiles and threads are only
+// then, with offsets, acc = fma(offset, activation total, acc); then over the activations that are
+// kept apart: acc = fma(weight * weight scale, activation * activation scale, acc). Always in ascending order: rows, tiles and threads are only
 // loops around that, so an output's bits depend on its row and its weights alone.
 #pragma once
 
@@ -113,25 +113,26 @@ void dot_tile(const uint8_t* group, const uint8_t* ready, const Group* x, int64_
   for (int r = 0; r < R; ++r) store(acc + r * kLanes, sums[r]);
 }
 
-// The activations of one row that are kept apart, in the groups `from + i` of the bits i of `mask`.
+// Activations that are kept apart, added to `acc[rows][16]`. Rows have theirs in the same places
+// mostly, so a place's weights serve many rows.
 template <class Form>
-void add_apart(const uint8_t* tile, const Group* row, int64_t from, uint32_t mask, float* acc) {
-  F32 sums = load(acc);
-  for (; mask; mask &= mask - 1) {
-    const int64_t g = from + __builtin_ctz(mask);
-    const int at = row[g].apart_at;
-    const uint8_t* group = tile + g * Form::kBytes;
-    const F32 scale = Form::factors(group, at / (32 / Form::kScales));
-    const I32 product = multiply_short(Form::weights(group, at), row[g].apart);
-    sums = fma(to_float(product), scale * splat(row[g].scale), sums);
+void add_apart(const uint8_t* tile, const Apart* entry, const Apart* end, float* acc) {
+  while (entry < end) {
+    const int64_t group = entry->group, at = entry->at;
+    const uint8_t* lines = tile + group * Form::kBytes;
+    const F32 scale = Form::factors(lines, (int)at / (32 / Form::kScales));
+    const F32 weights = to_float(Form::weights(lines, (int)at)) * scale;
+    for (; entry < end && entry->group == group && entry->at == at; ++entry) {
+      float* sums = acc + entry->row * kLanes;
+      store(sums, fma(weights, splat(entry->value), load(sums)));
+    }
   }
-  store(acc, sums);
 }
 
 // All groups of one tile for `rows` rows, into `acc[rows][16]`.
 template <class Form>
-void dot_rows(const uint8_t* tile, const Group* x, const uint32_t* apart, int64_t groups,
-              int64_t rows, float* acc) {
+void dot_rows(const uint8_t* tile, const Group* x, const Apart* apart, const int32_t* apart_starts,
+              int64_t groups, int64_t rows, float* acc) {
   alignas(64) uint8_t ready[kGroupBlock * kReadyBytes];
   const bool open = Form::kBits < 8 && rows > kTileRows;  // else it costs more than it saves
   memset(acc, 0, rows * kLanes * sizeof *acc);
@@ -153,14 +154,12 @@ void dot_rows(const uint8_t* tile, const Group* x, const uint32_t* apart, int64_
     some.template operator()<4>();
     some.template operator()<2>();
     some.template operator()<1>();
-    for (r = 0; r < rows; ++r)
-      if (const uint32_t mask = apart[r * blocks + block])
-        add_apart<Form>(tile, x + r * groups, begin, mask, acc + r * kLanes);
+    add_apart<Form>(tile, apart + apart_starts[block], apart + apart_starts[block + 1], acc);
   }
 }
 
-using DotRows = void (*)(const uint8_t* tile, const Group* x, const uint32_t* apart,
-                         int64_t groups, int64_t rows, float* acc);
+using DotRows = void (*)(const uint8_t* tile, const Group* x, const Apart* apart,
+                         const int32_t* apart_starts, int64_t groups, int64_t rows, float* acc);
 
 inline DotRows dot_rows_for(const Part& part) {
   const auto pick = [&]<int Bits, bool Fine, bool Offset>() -> DotRows {
@@ -189,8 +188,11 @@ inline TileOutputs multiply_tile(const LinearJob& job, int64_t tile, int64_t row
   while (tile >= part->first_tile + part->tiles) ++part;
   const int64_t local = tile - part->first_tile, rest = part->outputs - local * kTile;
   const TileOutputs at = {part->first_output + local * kTile, rest < kTile ? rest : kTile};
+  const int64_t block = row / kRowBlock;
   dot_rows_for(*part)(part->data + local * part->tile_bytes, job.x + row * job.groups,
-                      job.apart + row * group_blocks(job.groups), job.groups, row_end - row, acc);
+                      job.apart + block * kRowBlock * job.groups,
+                      job.apart_starts + block * (group_blocks(job.groups) + 1), job.groups,
+                      row_end - row, acc);
   if (job.bias) {
     const F32 bias = load_first(job.bias + at.first, at.count);
     for (int64_t r = 0; r < row_end - row; ++r)
