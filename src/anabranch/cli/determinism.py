@@ -37,7 +37,7 @@ from anabranch.program.play import (
 if TYPE_CHECKING:
     from anabranch.models.tokenizer import Tokenizer
 
-EXPECTED = "3298bdbdc2fdc72e1ec609e4791ea909b8e09bee35a346166d11d4034c8cd6cc"
+EXPECTED = "9f5715ff2ec5cddbf43214e233ae05a9e804737ce2b629d6b5f9e232f86cc188"
 """Digest of the plain run. It changes with the arithmetic of a pass and with what is run here."""
 
 

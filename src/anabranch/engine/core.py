@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +75,11 @@ class Pass:
     resting: dict[tuple[Node, int], int]
     tips: dict[tuple[Node, int], F32] = field(default_factory=dict)
 
+    @property
+    def row_count(self) -> int:
+        """Rows to compute."""
+        return len(self.batch.tokens) if self.batch is not None else 0
+
 
 @dataclass
 class Stats:
@@ -107,6 +114,7 @@ class EngineCore:
         self.cache = decoder.cache(pages)
         self.stats = Stats()
         self.requests: dict[int, Request] = {}
+        self._draws = _Draws()
         self._tickets = itertools.count()
         self._tips: OrderedDict[tuple[Node, int], None] = OrderedDict()
         self._most_tips = max(1, TIP_BYTES // (4 * decoder.config.vocab))
@@ -186,7 +194,8 @@ class EngineCore:
 
     def _assemble(self, items: list[Item], cached: list[Want], cached_logits: list[F32]) -> Pass:
         """Lay out the pass. Items are ordered by page table, so that shared pages meet."""
-        items.sort(key=lambda item: item.node.table().tobytes())
+        if len(items) > 1:
+            items.sort(key=lambda item: item.node.table().tobytes())
         wants: list[Want] = []
         rows: list[int] = []
         resting: dict[tuple[Node, int], int] = {}
@@ -256,7 +265,7 @@ class EngineCore:
         if not wants:
             return
         try:
-            drawn = self.decoder.backend.draw(logits, _draws(wants, low))
+            drawn = self.decoder.backend.draw(logits, self._draws.of(wants, low))
         except ValueError as error:
             if len(wants) > 1:
                 for want in wants:
@@ -377,22 +386,44 @@ def _by_row(wants: Sequence[tuple[Request, int]]) -> list[tuple[int, list[Reques
     return sorted(groups.items())
 
 
-def _draws(wants: Sequence[Want], low: int) -> Draws:
-    """The sampler's arrays for draws and scores on one block of logits."""
-    samplings = [w.request.sampling if isinstance(w.request, Draw) else PLAIN for w in wants]
+class _Draws:
+    """Builds the sampler's arrays for draws and scores on one block of logits.
+
+    Most of them change only with the set of requests: they are kept from pass to pass.
+    """
+
+    def __init__(self) -> None:
+        self._samplings: list[Sampling] = []
+        self._fixed: dict[str, Any] = {}
+
+    def of(self, wants: Sequence[Want], low: int) -> Draws:
+        """`low` is the first row of the block."""
+        samplings = [w.request.sampling if isinstance(w.request, Draw) else PLAIN for w in wants]
+        known = len(samplings) == len(self._samplings) and all(
+            map(operator.is_, samplings, self._samplings)
+        )
+        if not known or any(s.edits_path for s in samplings):
+            self._samplings, self._fixed = samplings, _fixed(wants, samplings)
+        return Draws(
+            row=np.array([w.where - low for w in wants], np.int32),
+            given=np.array([w.request.given.get(w.row, -1) for w in wants], np.int32),
+            key=np.array([w.request.cursor.key for w in wants], np.uint64),
+            position=np.array([w.row + 1 for w in wants], np.int32),
+            **self._fixed,
+        )
+
+
+def _fixed(wants: Sequence[Want], samplings: Sequence[Sampling]) -> dict[str, Any]:
+    """The fields of `Draws` that follow from the samplings, and from the paths they edit."""
     edits = [w.request.edits() if isinstance(w.request, Draw) else [] for w in wants]
     flat = list(itertools.chain.from_iterable(edits))
-    return Draws(
-        row=np.array([w.where - low for w in wants], np.int32),
-        given=np.array([w.request.given.get(w.row, -1) for w in wants], np.int32),
-        key=np.array([w.request.cursor.key for w in wants], np.uint64),
-        position=np.array([w.row + 1 for w in wants], np.int32),
-        temperature=np.array([s.temperature for s in samplings], np.float32),
-        top_k=np.array([s.top_k for s in samplings], np.int32),
-        top_p=np.array([s.top_p for s in samplings], np.float32),
-        min_p=np.array([s.min_p for s in samplings], np.float32),
-        edit_starts=np.cumsum([0, *map(len, edits)], dtype=np.int32),
-        edit_token=np.array([e.token for e in flat], np.int32),
-        edit_scale=np.array([e.scale for e in flat], np.float32),
-        edit_shift=np.array([e.shift for e in flat], np.float32),
-    )
+    return {
+        "temperature": np.array([s.temperature for s in samplings], np.float32),
+        "top_k": np.array([s.top_k for s in samplings], np.int32),
+        "top_p": np.array([s.top_p for s in samplings], np.float32),
+        "min_p": np.array([s.min_p for s in samplings], np.float32),
+        "edit_starts": np.cumsum([0, *map(len, edits)], dtype=np.int32),
+        "edit_token": np.array([e.token for e in flat], np.int32),
+        "edit_scale": np.array([e.scale for e in flat], np.float32),
+        "edit_shift": np.array([e.shift for e in flat], np.float32),
+    }

@@ -179,21 +179,32 @@ class Schedule:
 
 
 def build_batch(items: Sequence[Item]) -> Batch:
-    """The arrays of a pass, one sequence per item, in the order given."""
-    rows = [item.rows for item in items]
+    """The arrays of a pass, one sequence per item, in the order given.
+
+    Lists first: at one branch, numpy on arrays of one is most of what a pass costs in Python.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
     tables = [item.node.table() for item in items]
-    table_starts = np.array([0, *itertools.accumulate(map(len, tables))], np.int32)
-    table = np.concatenate(tables)
-    positions = np.array([p for i in items for p in range(i.begin, i.end)], np.int32)
-    pages = table[np.repeat(table_starts[:-1], rows) + positions // PAGE_SLOTS]
-    stored = np.repeat([item.store for item in items], rows)
+    for item, table in zip(items, tables, strict=True):
+        tokens += item.node.path(item.begin, item.end)
+        positions += range(item.begin, item.end)
+        if not item.store:
+            slots += [-1] * item.rows
+            continue
+        first = item.begin // PAGE_SLOTS
+        starts = (table[first : (item.end - 1) // PAGE_SLOTS + 1] * PAGE_SLOTS).tolist()
+        slots += [
+            starts[p // PAGE_SLOTS - first] + p % PAGE_SLOTS for p in range(item.begin, item.end)
+        ]
     return Batch(
-        tokens=np.array([t for i in items for t in i.node.path(i.begin, i.end)], np.int32),
-        positions=positions,
-        slots=np.where(stored, pages * PAGE_SLOTS + positions % PAGE_SLOTS, -1).astype(np.int32),
-        row_starts=np.array([0, *itertools.accumulate(rows)], np.int32),
-        tables=table,
-        table_starts=table_starts,
+        tokens=np.array(tokens, np.int32),
+        positions=np.array(positions, np.int32),
+        slots=np.array(slots, np.int32),
+        row_starts=np.array([0, *itertools.accumulate(i.rows for i in items)], np.int32),
+        tables=np.concatenate(tables) if len(tables) > 1 else tables[0],
+        table_starts=np.array([0, *itertools.accumulate(map(len, tables))], np.int32),
     )
 
 

@@ -94,6 +94,8 @@ class Node:
 
     def path(self, start: int, end: int) -> list[int]:
         """The token ids of this path at positions `start` to `end - 1`."""
+        if start >= self.start:
+            return self.tokens[start - self.start : end - self.start]
         nodes = list(itertools.takewhile(lambda n: n.end > start, self.ancestry()))
         tokens: list[int] = []
         for node in reversed(nodes):

@@ -17,15 +17,17 @@ import numpy as np
 from anabranch.backends.base import F32, Quantized, Weight
 from anabranch.models.config import LayerSpec, ModelConfig, RopeSpec
 
-# Bits, group and whether there is an offset, per kind of matrix; others are float32 at first.
-_FORMS: dict[str, tuple[Literal[4, 8], Literal[16, 32], bool]] = {
-    "q": (4, 32, True),
-    "k": (4, 32, False),
-    "v": (8, 32, True),
-    "gate": (4, 32, True),
-    "up": (4, 32, True),
-    "down": (8, 16, False),
-    "embed": (8, 32, False),
+# Bits, group, whether there is an offset, and bits that the integers really need, per kind of
+# matrix; others are float32 at first.
+_FORMS: dict[str, tuple[Literal[4, 8], Literal[16, 32], bool, int]] = {
+    "q": (4, 32, True, 4),
+    "k": (8, 32, False, 5),
+    "v": (8, 32, True, 5),
+    "o": (8, 16, False, 8),
+    "gate": (4, 32, True, 4),
+    "up": (8, 32, False, 6),
+    "down": (8, 16, False, 6),
+    "embed": (8, 32, True, 8),
 }
 
 
@@ -57,21 +59,25 @@ class Synthetic:
         if kind not in _FORMS:
             matrix: F32 = ((noise / 128 - 1) * spread).astype(np.float32)
             return matrix
-        bits, group, has_offset = _FORMS[kind]
+        bits, group, has_offset, used = _FORMS[kind]
         fine = self._noise(f"scale of {name}", (shape[0], shape[1] // group))
-        scale = ((0.5 + fine / 256) * spread / 2 ** (bits - 1)).astype(np.float32)
+        scale = ((0.5 + fine / 256) * spread / 2 ** (used - 1)).astype(np.float32)
+        unsigned = bits == 4 or (has_offset and used < 8)
+        q = noise % 2**used - (0 if unsigned else 2 ** (used - 1))
         return Quantized(
-            q=noise & 15 if bits == 4 else noise.view(np.int8),
+            q=q.astype(np.uint8 if bits == 4 else np.int8),
             scale=scale,
-            offset=scale * np.float32(-7.5 if bits == 4 else 2.5) if has_offset else None,
+            offset=scale * np.float32(0.5 - 2 ** (used - 1) if unsigned else 2.5)
+            if has_offset
+            else None,
             bits=bits,
             group=group,
         )
 
     def _noise(self, name: str, shape: tuple[int, ...]) -> Any:
-        """Random bytes of a shape."""
+        """Random bytes of a shape, as integers."""
         hashed = hashlib.shake_128(f"{self.name} {name}".encode()).digest(math.prod(shape))
-        return np.frombuffer(hashed, np.uint8).reshape(shape)
+        return np.frombuffer(hashed, np.uint8).reshape(shape).astype(np.int16)
 
 
 # Sizes leave rests: of a tile of outputs, of a page's lanes, of a block of logits or of groups.

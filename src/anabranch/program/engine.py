@@ -26,6 +26,10 @@ QUIET_TURNS = 4
 """Turns of the event loop without new work before a pass starts: lets programs that were just
 woken say what they want next, so that they share the pass."""
 
+SHORT_PASS = 0.025
+"""Seconds of a pass that the event loop may wait for: handing it to another thread and back costs
+about half a millisecond, a twentieth of a short pass."""
+
 MOST_TURNS = 64
 """Most turns a pass waits for that: a program that is never quiet holds nobody up."""
 
@@ -43,6 +47,7 @@ class Engine:
         self._passes: Coroutine[Any, Any, None] | None = None
         self._driver: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._seconds, self._rows = math.inf, 1  # of the last pass
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="anabranch-pass")
 
     def open(
@@ -201,6 +206,15 @@ class Engine:
                 await asyncio.sleep(0)
 
     async def _compute(self, work: Pass) -> None:
+        began, rows = time.monotonic(), max(1, work.row_count)
+        expected = self._seconds * max(1.0, rows / self._rows)
+        if expected < SHORT_PASS:
+            self.core.compute(work)
+        else:
+            await self._compute_elsewhere(work)
+        self._seconds, self._rows = time.monotonic() - began, rows
+
+    async def _compute_elsewhere(self, work: Pass) -> None:
         computed = self._worker.submit(self.core.compute, work)
         try:
             await asyncio.wrap_future(computed)
