@@ -40,6 +40,7 @@ def measure(model: str, threads: int | None, repeats: int, steps: int) -> dict[s
 
     ours = Anabranch(model, threads)
     try:
+        ours.touch()
         ours.decode(prompt(PREFIX), 4, 4)  # touch every page of the weights once
         seconds = [ours.first(prompt(PROMPT))["seconds"] for _ in range(repeats)]
         rates = {f"prefill_{PROMPT}": PROMPT / statistics.median(seconds)}
@@ -102,7 +103,7 @@ def print_ours(options: argparse.Namespace) -> None:
 
 
 def print_reach(options: argparse.Namespace) -> None:
-    """The table of the seven points; what was measured by then, if it is interrupted."""
+    """The table of the seven points; what was measured by then, if it is interrupted or fails."""
     told = provenance(options.threads)
     threads = told["features"]["threads"]
     done: list[Reach] = []
@@ -112,6 +113,12 @@ def print_reach(options: argparse.Namespace) -> None:
             done[-1].run(options.points)
     except KeyboardInterrupt:
         say("interrupted")
+    finally:
+        report(done, told, options)
+
+
+def report(done: list[Reach], told: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print what was measured, and write it to a file if one is asked for."""
     print_provenance({**told, "repeats": options.repeats})
     for reach in done:
         for name, about in reach.about.items():

@@ -117,7 +117,7 @@ class Reach:
                 self._add(stack, name, module, kind)
             except WorkerError as error:
                 say(f"skipped {name}: {error}")
-        self.vocab = self._workers[OURS].about["vocab"]
+        self._workers[OURS].ask("touch")
 
     def _add(self, stack: ExitStack, name: str, module: str, kind: str | None) -> None:
         say(f"{self.name}: loading {name}")
@@ -268,14 +268,24 @@ class Reach:
         for name, points in self.curves.items():
             told = {f"{x}": s * 1e3 for x, s in points}
             self.rows.append(Row(5, self.name, f"ms a step, by {name}", "ms", told))
-        shares = []
-        for _ in range(max(3, self.repeats)):
-            reply = ours.ask("share", prompt=self._tokens(256), steps=32)
-            shares.append(1 - reply["native"] / reply["seconds"])
-        share = statistics.median(shares)
+        self._share(32)
+        share = self._share(1)
         row = Row(5, self.name, "Python's share of a step", "share", {OURS: share})
         row.goals.append(Goal("of a step", share, 0.08 if self.small else 0.04, "at most"))
         self.rows.append(row)
+
+    def _share(self, branches: int) -> float:
+        """Where the time of a step goes; what of it is spent outside the backend's operations."""
+        steps, spent = 24, []
+        for _ in range(max(3, self.repeats)):
+            prompt = self._tokens(256)
+            reply = self._workers[OURS].ask("share", prompt=prompt, branches=branches, steps=steps)
+            python = reply["seconds"] - sum(reply["native"].values())
+            spent.append({**reply["native"], "Python": python})
+        told = {k: statistics.median(s[k] for s in spent) * 1e3 / steps for k in spent[0]}
+        what = f"ms of a step, {branches} branch{'es' * (branches > 1)}"
+        self.rows.append(Row(5, self.name, what, "ms", told))
+        return statistics.median(s["Python"] / sum(s.values()) for s in spent)
 
     def _median(self, task: str, **arguments: Any) -> float:
         length = 1024 - arguments["depth"] * arguments["span"]

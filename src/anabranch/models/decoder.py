@@ -50,6 +50,8 @@ class Decoder:
         self._final_norm = packer.norm("final_norm")
         self.nbytes = packer.nbytes
         """Bytes of packed matrices."""
+        self.pass_bytes = self.nbytes - (0 if config.tied else self._embed.nbytes)
+        """Of these, bytes that a pass reads whole: an embedding is only looked up."""
 
         self._hidden = np.empty((max_rows, config.hidden), np.float32)
         self._logits = np.empty((0, config.vocab), np.float32)
