@@ -130,7 +130,8 @@ class Backend {
   Arena weights_;
   std::recursive_mutex mutex_;  // one operation at a time, whatever Python thread it comes from
   Seconds seconds_;
-  Scratch quantized_, masks_, apart_, apart_starts_, outputs_, attention_, sums_, stats_, qkv_, q_, attended_, ffn_;
+  Scratch quantized_, masks_, apart_, apart_starts_, outputs_, attention_, sums_, stats_;
+  Scratch qkv_, q_, attended_, ffn_;  // of `run`
   std::vector<Drawer> drawers_;  // of each thread
 };
 

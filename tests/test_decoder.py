@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anabranch.backends.base import F32, PAGE_SLOTS, Backend, Cache
+from anabranch.backends.base import F32, PAGE_SLOTS, Backend, Cache, run_layers
 from anabranch.backends.native import NativeBackend
 from anabranch.backends.reference import ReferenceBackend
 from anabranch.models.config import LayerSpec, RopeSpec
@@ -115,6 +116,20 @@ def test_reference_computes_the_textbook_equations(family: str) -> None:
     file = toy(family, seed=3)
     got = from_scratch(Decoder(file, ReferenceBackend()), TOKENS)
     np.testing.assert_allclose(got, textbook(file, TOKENS), atol=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_call_for_all_layers_is_one_operation_after_the_other(family: str) -> None:
+    class OneByOne(NativeBackend):
+        def stack(self, layers: Any, activation: Any, scale: float) -> Any:
+            return layers, activation, scale
+
+        def run(self, stack: Any, *args: Any) -> None:
+            run_layers(self, *stack, *args)
+
+    file = toy(family, seed=5)
+    want = from_scratch(Decoder(file, OneByOne()), TOKENS)
+    np.testing.assert_array_equal(from_scratch(Decoder(file, NativeBackend()), TOKENS), want)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
