@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from functools import cache
 from typing import Any
@@ -30,6 +30,15 @@ from anabranch.program.engine import Engine
 from anabranch.program.run import Run
 from anabranch.program.types import Mark, Step
 from tests.engines import make_engine
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0.0, 1e9], ids=["elsewhere", "here"])
+def threads_of_passes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All passes on the worker's thread, then all on the event loop's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anabranch.program.engine.SHORT_PASS", request.param)
+        yield
+
 
 RIVER = "The river divides above the island, and below it the waters meet again."
 PROMPTS = [RIVER[:17], RIVER[:33], RIVER[:32], RIVER[:40] + "?", RIVER[:20] + "!" * 15, "An", RIVER]

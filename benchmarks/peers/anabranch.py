@@ -39,8 +39,8 @@ class Anabranch:
     def touch(self) -> dict[str, Any]:
         """Have the system give the memory for keys and values, up to a GiB, before it is used.
 
-        Peers do so when they make theirs; where a virtual machine takes unused memory back, it
-        costs a tenth of a prompt.
+        Peers do so when they make theirs; where a virtual machine's host takes unused memory back,
+        it costs time.
         """
         cache = self.lm.engine.core.cache
         for page in range(1, min(cache.pages, (1 << 30) // self._page_bytes)):
