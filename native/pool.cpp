@@ -23,7 +23,7 @@ void relax() {
 
 }  // namespace
 
-Pool::Pool(int threads) : process_(getpid()) {
+Pool::Pool(int threads) : ranges_(static_cast<size_t>(threads)), process_(getpid()) {
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
   } catch (...) {
@@ -45,17 +45,28 @@ void Pool::end() {
 
 bool Pool::orphaned() const { return getpid() != process_; }
 
-bool Pool::waiting() const {
-  const uint64_t ticket = ticket_.load();
-  return static_cast<uint32_t>(ticket) < ticket >> 32;
+int64_t Pool::Range::take(bool back) {
+  constexpr uint64_t kLast = uint64_t{1} << 32;
+  uint64_t now = word.load();
+  for (;;) {
+    const uint64_t next = static_cast<uint32_t>(now), end = now >> 32;
+    if (next >= end) return -1;
+    if (word.compare_exchange_weak(now, back ? now - kLast : now + 1))
+      return static_cast<int64_t>(back ? end - 1 : next);
+  }
 }
 
 void Pool::run(int64_t chunks, Call call, const void* context) {
   call_ = call;
   context_ = context;
   done_ = 0;
-  ticket_ = static_cast<uint64_t>(chunks) << 32;
-  if (sleeping_ > 0) {  // sequentially consistent: a thread about to sleep sees the ticket first
+  const auto count = static_cast<int64_t>(ranges_.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = chunks * i / count, end = chunks * (i + 1) / count;
+    ranges_[i].word = static_cast<uint64_t>(end) << 32 | static_cast<uint64_t>(begin);
+  }
+  ++jobs_;
+  if (sleeping_ > 0) {  // sequentially consistent: a thread about to sleep sees the job first
     { std::lock_guard lock(sleep_mutex_); }
     wake_.notify_all();
   }
@@ -68,31 +79,33 @@ void Pool::run(int64_t chunks, Call call, const void* context) {
 }
 
 void Pool::help(int thread) {
-  while (waiting()) {
-    const uint64_t ticket = ticket_.fetch_add(1);
-    const uint64_t chunk = static_cast<uint32_t>(ticket);
-    if (chunk >= ticket >> 32) return;
-    try {
-      call_(context_, static_cast<int64_t>(chunk), thread);
-    } catch (...) {
-      std::lock_guard lock(error_mutex_);
-      if (!error_) error_ = std::current_exception();
+  const size_t count = ranges_.size();
+  for (size_t i = 0; i < count; ++i) {
+    Range& range = ranges_[(static_cast<size_t>(thread) + i) % count];
+    for (int64_t chunk; (chunk = range.take(i > 0)) >= 0;) {
+      try {
+        call_(context_, chunk, thread);
+      } catch (...) {
+        std::lock_guard lock(error_mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+      done_.fetch_add(1, std::memory_order_release);
     }
-    done_.fetch_add(1, std::memory_order_release);
   }
 }
 
 void Pool::serve(int thread) {
-  while (!stop_) {
+  for (uint64_t seen = 0; !stop_;) {
+    const auto waiting = [&] { return jobs_.load() != seen; };
     for (int spins = 0; spins < kSpins && !waiting(); ++spins) relax();
-    if (waiting()) {
-      help(thread);
-      continue;
+    if (!waiting()) {
+      std::unique_lock lock(sleep_mutex_);
+      ++sleeping_;
+      wake_.wait(lock, [&] { return stop_ || waiting(); });
+      --sleeping_;
     }
-    std::unique_lock lock(sleep_mutex_);
-    ++sleeping_;
-    wake_.wait(lock, [this] { return stop_ || waiting(); });
-    --sleeping_;
+    seen = jobs_.load();
+    help(thread);
   }
 }
 

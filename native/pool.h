@@ -11,9 +11,11 @@
 
 namespace anabranch {
 
-// Chunks are taken one at a time from a counter, so a slow core holds up nobody else. Between jobs
-// a thread spins for some tens of microseconds, then sleeps. The caller takes chunks too: in the
-// child of a fork, which has no other threads, it does all the work.
+// Each thread has a range of consecutive chunks, which it takes from the front: what they read
+// streams from memory as one piece. Who has none left takes from the back of another's, so a slow
+// core holds up nobody else. Between jobs a thread spins for some tens of microseconds, then sleeps.
+// The caller takes chunks too: in the child of a fork, which has no other threads, it does all the
+// work.
 //
 // One job at a time; the owner sees to that.
 class Pool {
@@ -45,18 +47,24 @@ class Pool {
  private:
   using Call = void (*)(const void* context, int64_t chunk, int thread);
 
+  // Chunks left of a thread: next (low 32 bits) and end (high). One word, so that a thread that
+  // comes late takes a chunk of the present job or none; and while it has one, the job cannot end.
+  struct alignas(64) Range {
+    std::atomic<uint64_t> word{0};
+
+    int64_t take(bool back);  // -1: none left
+  };
+
   void run(int64_t chunks, Call call, const void* context);
   void help(int thread);
   void serve(int thread);
   void end();
-  bool waiting() const;
 
-  // Number of chunks (high 32 bits) and next chunk (low). One word, so that a thread that comes
-  // late takes a chunk of the present job or none; and while it has one, the job cannot end.
-  std::atomic<uint64_t> ticket_{0};
-  std::atomic<int64_t> done_{0};
+  std::vector<Range> ranges_;
+  alignas(64) std::atomic<uint64_t> jobs_{0};  // begun so far
   Call call_ = nullptr;
   const void* context_ = nullptr;
+  alignas(64) std::atomic<int64_t> done_{0};
   std::exception_ptr error_;
   std::mutex error_mutex_;
 

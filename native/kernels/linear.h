@@ -68,6 +68,10 @@ INLINE inline void unroll(const F& f) {
   }
 }
 
+// Tiles lie in the order of their use. The processor's own prefetch ends with each page of 4 KiB;
+// this one goes on, and past the outer caches, where others keep what they need again.
+constexpr int64_t kAhead = 3072;
+
 constexpr int64_t kReadyBytes = integer_bytes(8);  // of a group whose lines are laid open
 
 template <class Form>
@@ -86,6 +90,8 @@ void dot_tile(const uint8_t* group, const uint8_t* ready, const Group* x, int64_
   F32 sums[R];
   for (int r = 0; r < R; ++r) sums[r] = load(acc + r * kLanes);
   for (int64_t g = 0; g < count; ++g, ++x, group += Form::kBytes) {
+    if constexpr (!Ready)
+      for (int64_t at = 0; at < Form::kBytes; at += 64) __builtin_prefetch(group + kAhead + at, 0, 0);
     unroll<0, Form::kScales>([&]<int Part>() INLINE {
       using Dot = typename Form::Dot;
       Dot dot[R];
