@@ -14,9 +14,10 @@ from anabranch.engine.requests import Draw
 from anabranch.errors import ContextError, InputError, ResourceError
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.derived import choose, embed, fill, join, probe, say, score, together
+from anabranch.program.derived import choose, embed, fill, join, probe, say, score
 from anabranch.program.engine import Engine
 from anabranch.program.run import Run
+from anabranch.program.tasks import together
 from anabranch.program.types import Answer, Problem, Thought
 from anabranch.reason import folds
 from anabranch.reason.kernels import population, sampler

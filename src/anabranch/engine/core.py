@@ -25,7 +25,17 @@ import numpy as np
 
 from anabranch.backends.base import F32, I32, PAGE_SLOTS, Batch, Draws
 from anabranch.engine.pages import PagePool
-from anabranch.engine.requests import Cost, Draw, Look, Peeked, Request, Result, Sampling, Score
+from anabranch.engine.requests import (
+    Cost,
+    Draw,
+    Look,
+    Peeked,
+    Read,
+    Request,
+    Result,
+    Sampling,
+    Score,
+)
 from anabranch.engine.schedule import Item, Schedule, build_batch, snapshot
 from anabranch.engine.scheduler import DecodeFirst, Policy
 from anabranch.engine.tree import Node, TokenTree
@@ -52,7 +62,7 @@ class Want:
     request: Request
     row: int
     where: int
-    result: Result | Peeked | AnabranchError | None = None
+    result: Result | Peeked | F32 | AnabranchError | None = None
 
 
 @dataclass(eq=False)
@@ -114,7 +124,7 @@ class EngineCore:
         self.cache = decoder.cache(pages)
         self.stats = Stats()
         self.requests: dict[int, Request] = {}
-        self._draws = _Draws()
+        self._draws = DrawBuilder()
         self._tickets = itertools.count()
         self._tips: OrderedDict[tuple[Node, int], None] = OrderedDict()
         self._most_tips = max(1, TIP_BYTES // (4 * decoder.config.vocab))
@@ -165,11 +175,11 @@ class EngineCore:
             raise
 
     def _kept_tips(self) -> tuple[list[Want], list[F32]]:
-        """Draws that need no row: their logits were kept. Those at one place share them."""
+        """Claims that need no row: their logits were kept. Those at one place share them."""
         places: dict[tuple[Node, int], list[Request]] = {}
         for request in self.requests.values():
             cursor = request.cursor
-            if isinstance(request, Draw) and cursor.position in cursor.node.tips:
+            if isinstance(request, Draw | Read) and cursor.position in cursor.node.tips:
                 places.setdefault((cursor.node, cursor.position), []).append(request)
         wants = [
             Want(request, position - 1, where)
@@ -209,7 +219,7 @@ class EngineCore:
                 holder = item.node.at(row)
                 if holder not in standing:
                     standing[holder] = Counter(cursor.position for cursor in holder.cursors)
-                leaving = sum(isinstance(request, Draw) for request in claims)
+                leaving = sum(isinstance(request, Draw | Read) for request in claims)
                 if standing[holder][row + 1] > leaving:
                     resting[holder, row + 1] = where
             first += item.rows
@@ -226,7 +236,7 @@ class EngineCore:
                 high = min(low + LOGIT_ROWS, len(work.rows))
                 logits = self.decoder.logits(hidden, work.rows[low:high])
                 block = [want for want in work.wants if low <= want.where < high]
-                self._draw(logits, low, block)
+                self._serve(logits, low, block)
                 for want in block:
                     if isinstance(want.request, Look):
                         row = work.rows[want.where : want.where + 1]
@@ -237,7 +247,14 @@ class EngineCore:
         for low in range(0, len(work.cached_logits), LOGIT_ROWS):
             logits = np.stack(work.cached_logits[low : low + LOGIT_ROWS])
             block = [want for want in work.cached if low <= want.where < low + LOGIT_ROWS]
-            self._draw(logits, low, block)
+            self._serve(logits, low, block)
+
+    def _serve(self, logits: F32, low: int, wants: Sequence[Want]) -> None:
+        """Draw, score and copy from a block of logits whose first row is `low`."""
+        self._draw(logits, low, [w for w in wants if isinstance(w.request, Draw | Score)])
+        for want in wants:
+            if isinstance(want.request, Read):
+                want.result = logits[want.where - low].copy()
 
     def _peek(self, logits: F32, hidden: F32, row: I32, want: Want) -> Peeked | AnabranchError:
         request = want.request
@@ -248,7 +265,7 @@ class EngineCore:
         ids = np.flatnonzero(logits >= least)
         ids = ids[np.argsort(-logits[ids], kind="stable")][:top]
         scores = [
-            Want(Score(request.cursor, want.row + 1, [token], _nothing), want.row, 0)
+            Want(Score(request.cursor, want.row + 1, [token]), want.row, 0)
             for token in ids.tolist()
         ]
         self._draw(logits[None], 0, scores)
@@ -261,7 +278,6 @@ class EngineCore:
 
     def _draw(self, logits: F32, low: int, wants: Sequence[Want]) -> None:
         """Draw or score; a row that cannot be drawn from fails alone."""
-        wants = [want for want in wants if not isinstance(want.request, Look)]
         if not wants:
             return
         try:
@@ -361,14 +377,13 @@ class EngineCore:
                     request.accept(result)
                 elif isinstance(request, Score):
                     request.accept(want.row, result)
+            elif isinstance(request, Read):
+                assert isinstance(result, np.ndarray)
+                request.accept(result)
         except Exception as error:  # the fault of who asked, so theirs alone
             self._finish(request, error)
         if request.done:
             self._finish(request)
-
-
-def _nothing() -> None:
-    """Nobody waits for this request."""
 
 
 def _nodes(item: Item) -> list[Node]:
@@ -386,7 +401,7 @@ def _by_row(wants: Sequence[tuple[Request, int]]) -> list[tuple[int, list[Reques
     return sorted(groups.items())
 
 
-class _Draws:
+class DrawBuilder:
     """Builds the sampler's arrays for draws and scores on one block of logits.
 
     Most of them change only with the set of requests: they are kept from pass to pass.

@@ -81,12 +81,17 @@ class Edit(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one row gave."""
+    """What one row gave.
+
+    Attributes:
+        shift: log-probability under the target, minus `logp`, where the target is not the model.
+    """
 
     token: int
     logp: float
     logq: float
     entropy: float
+    shift: float = 0.0
 
 
 @dataclass
@@ -97,6 +102,10 @@ class Cost:
     cached: int = 0
     recomputed: int = 0
     passes: int = 0
+
+
+def nothing() -> None:
+    """What a request calls at its end before anybody waits for it."""
 
 
 class Request:
@@ -112,7 +121,7 @@ class Request:
 
     given: Mapping[int, int] = {}
 
-    def __init__(self, cursor: Cursor, rows: range, finish: Callable[[], None]) -> None:
+    def __init__(self, cursor: Cursor, rows: range, finish: Callable[[], None] = nothing) -> None:
         self.cursor = cursor
         self.todo = list(rows)
         self.finish = finish
@@ -144,7 +153,7 @@ class Draw(Request):
         cursor: Cursor,
         sampling: Sampling,
         on_token: Callable[[Result], bool],
-        finish: Callable[[], None],
+        finish: Callable[[], None] = nothing,
         *,
         prompt_end: int = 0,
     ) -> None:
@@ -185,7 +194,11 @@ class Score(Request):
     """
 
     def __init__(
-        self, cursor: Cursor, start: int, tokens: list[int], finish: Callable[[], None]
+        self,
+        cursor: Cursor,
+        start: int,
+        tokens: list[int],
+        finish: Callable[[], None] = nothing,
     ) -> None:
         super().__init__(cursor, range(start - 1, start - 1 + len(tokens)), finish)
         self.given = dict(zip(self.todo, tokens, strict=True))
@@ -219,7 +232,11 @@ class Look(Request):
     """
 
     def __init__(
-        self, cursor: Cursor, top: int, wants_hidden: bool, finish: Callable[[], None]
+        self,
+        cursor: Cursor,
+        top: int,
+        wants_hidden: bool,
+        finish: Callable[[], None] = nothing,
     ) -> None:
         super().__init__(cursor, range(cursor.position - 1, cursor.position), finish)
         self.top, self.wants_hidden = top, wants_hidden
@@ -227,5 +244,18 @@ class Look(Request):
 
     def accept(self, result: Peeked) -> None:
         """Take the row's result."""
+        self.result = result
+        self.todo = []
+
+
+class Read(Request):
+    """The raw logits at the cursor's tip, for who draws from them and appends the token himself."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        super().__init__(cursor, range(cursor.position - 1, cursor.position))
+        self.result: F32 | None = None
+
+    def accept(self, result: F32) -> None:
+        """Take the row's logits, `[vocab]`."""
         self.result = result
         self.todo = []

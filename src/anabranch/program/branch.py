@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from anabranch.backends.philox import derive
-from anabranch.engine.requests import Draw, Look, Request, Result, Sampling, Score
+from anabranch.engine.constraints import Constraint
+from anabranch.engine.requests import Draw, Look, Read, Request, Result, Sampling, Score
 from anabranch.engine.tree import Cursor
 from anabranch.errors import ContextError, InputError, check_range
 from anabranch.program.run import Run
+from anabranch.program.shape import Shape
 from anabranch.program.types import Mark, Next, Step, Stop, Until, Usage
 
 if TYPE_CHECKING:
@@ -177,6 +179,9 @@ class Branch:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         bias: Mapping[int, float] | None = None,
+        allow: Constraint | None = None,
+        since: Mark | None = None,
+        blend: Mapping[Branch, float] | None = None,
     ) -> Step:
         """Sample up to `limit` tokens.
 
@@ -191,6 +196,16 @@ class Branch:
                 the last token border at or before the match (texts and patterns only).
             temperature, top_p, top_k, min_p: shape the proposal (`Sampling`).
             repetition_penalty, presence_penalty, frequency_penalty, bias: likewise.
+            allow: what may be written (`engine.constraints`, `engine.grammar`). The step then ends
+                with "complete" when the text can only end, "stuck" when nothing may come. A weight
+                `logw` of minus infinity says that the text has no completion.
+            since: where the constrained text begins, at this step or before it.
+            blend: branches of this program, this one among them, with exponents: the target is the
+                product of their distributions to these powers, and all are advanced by the tokens
+                drawn, each charged.
+
+        With `allow` or `blend`, `logw` weighs the step against that target, unnormalised: particles
+        resampled by it follow the target as a whole, not token by token.
 
         Raises:
             InputError: a parameter is out of range, or another operation is pending.
@@ -205,7 +220,8 @@ class Branch:
             frequency_penalty,
             bias or {},
         )
-        return await self._extend(limit, until, keep, sampling, None)
+        shape = self._shape(allow, since, blend) if allow or blend else None
+        return await self._extend(limit, until, keep, sampling, None, shape)
 
     async def stream(
         self, limit: int = 256, *, until: Until = None, keep: bool = True, **sampling: Any
@@ -258,7 +274,7 @@ class Branch:
         held = self.engine.core.tree.append(self._cursor, tokens)
         self.run.forced_tokens += len(tokens)
         self.run.cost.cached += held
-        request = Score(self._cursor, start, tokens, _nothing)
+        request = Score(self._cursor, start, tokens)
         request.cost.cached += held
         await self._perform(request)
         if not self.live:
@@ -276,7 +292,7 @@ class Branch:
         """
         check_range("top", top, 1, self.engine.core.decoder.config.vocab)
         self._ready()
-        request = Look(self._cursor, top, hidden, _nothing)
+        request = Look(self._cursor, top, hidden)
         await self._perform(request)
         if request.result is None:
             raise InputError("the branch was dropped while it was looked at", got=self.id)
@@ -292,42 +308,85 @@ class Branch:
         keep: bool,
         sampling: Sampling,
         on_text: Callable[[str], None] | None,
+        shape: Shape | None = None,
     ) -> Step:
         check_range("limit", limit, 1, 2**31 - 1)
         sampling.check(self.engine.core.decoder.config.vocab)
         stop_at = _Condition(until, keep)
-        self._ready()
+        members = shape.members if shape else [self]
+        for branch in members:
+            branch._ready()
         budget = self.run.budget
-        wanted = min(limit, self.engine.core.capacity - self._cursor.position)
+        room = self.engine.core.capacity - max(b._cursor.position for b in members)
+        wanted = min(limit, room)
         writer = _Writer(self, stop_at, on_text)
-        request = Draw(self._cursor, sampling, writer.draw, _nothing, prompt_end=self._prompt_end)
+        request = Draw(self._cursor, sampling, writer.draw, prompt_end=self._prompt_end)
         request.expired = lambda: budget.left_seconds <= 0
-        granted = writer.limit = budget.reserve(wanted) if wanted else 0
+        reserved = budget.reserve(wanted * len(members)) if wanted else 0
+        granted = writer.limit = reserved // len(members)
         stop: Stop = "limit" if granted == wanted else "budget"
         if granted:
             try:
-                await self._perform(request)
+                if shape is None:
+                    await self._perform(request)
+                else:
+                    writer.stop = await shape.write(request) or writer.stop
             except asyncio.CancelledError:
                 self._note_step("extend", self._step(writer, "dead", request))
                 raise
             finally:
-                budget.settle(granted, writer.drawn)
+                budget.settle(reserved, writer.drawn * len(members))
                 self.run.sampled_tokens += writer.drawn
+                self.run.forced_tokens += writer.drawn * (len(members) - 1)
             if writer.drawn < granted:
-                stop = "budget" if self.live else "dead"
+                stop = "budget" if all(b.live for b in members) else "dead"
+        else:
+            budget.settle(reserved, 0)
         stop = writer.stop or stop
         if self.live:
             writer.close(keep)
+            if shape is not None:
+                shape.trim(len(writer.results))
         step = self._step(writer, stop, request, proper=sampling.proper)
         return self._note_step("extend", step)
 
+    def _shape(
+        self, allow: Constraint | None, since: Mark | None, blend: Mapping[Branch, float] | None
+    ) -> Shape:
+        self._ready()
+        begin = self._cursor.position if since is None else self._locate(since)
+        return Shape(self, allow, self._cursor.path(begin), blend)
+
     async def _perform(self, request: Request) -> None:
-        request.total = self.run.cost
         self._pending = request
         try:
-            await self.engine.perform(request, priority=self._priority, deadline=self._deadline)
+            await self._run(request)
         finally:
-            self._pending = None
+            self._release()
+
+    async def _run(self, request: Request) -> None:
+        if not self.live:  # dropped since the request was made
+            return
+        request.total = self.run.cost
+        await self.engine.perform(request, priority=self._priority, deadline=self._deadline)
+
+    def _hold(self) -> Read:
+        """A request for the logits at the tip; until `_release`, no other operation may begin."""
+        request = Read(self._cursor)
+        self._pending = request
+        return request
+
+    def _release(self) -> None:
+        self._pending = None
+
+    def _append(self, token: int) -> int:
+        """Put a token on the path; returns how many rows it spares."""
+        merged = self.engine.core.tree.append(self._cursor, [token])
+        self.run.cost.cached += merged
+        return merged
+
+    def _rewind(self, position: int) -> None:
+        self.engine.core.tree.rewind(self._cursor, position)
 
     def _alive(self) -> None:
         if not self.live:
@@ -367,7 +426,9 @@ class Branch:
             end=Mark(self.id, writer.start + len(results)),
             logps=logps,
             logq=logq,
-            logw=math.fsum(logps) - logq,
+            logw=-math.inf
+            if stop == "stuck"
+            else math.fsum(r.logp + r.shift for r in results) - logq,
             entropies=tuple(r.entropy for r in results),
             stop=stop,
             proper=proper,
@@ -485,7 +546,3 @@ class _Writer:
         if self.on_text is not None and end > self._told:
             self.on_text(self.text[self._told : end])
             self._told = end
-
-
-def _nothing() -> None:
-    """What a request calls before the engine has given it something to call."""

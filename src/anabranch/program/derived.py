@@ -6,41 +6,20 @@ says so; nothing raises for that.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import string
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 from anabranch.errors import InputError
 from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine, Prompt
+from anabranch.program.tasks import together
 from anabranch.program.types import Mark, Step
-
-T = TypeVar("T")
 
 Norm = Literal["sum", "mean"]
 """How the log-probabilities of an option's tokens are put together."""
-
-
-async def together(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Await all at once, results in the order given.
-
-    When one fails, or the caller is cancelled, the others are cancelled and have ended before this
-    raises: no branch is left with a pending operation.
-    """
-
-    async def each(item: Awaitable[T]) -> T:
-        return await item
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each(item)) for item in work]
-    except BaseExceptionGroup as failures:
-        first = failures.exceptions[0]
-        raise first from first.__cause__
-    return [task.result() for task in tasks]
 
 
 @contextmanager

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from anabranch.program.budget import Budget
 
 
-Stop = Literal["until", "end", "limit", "budget", "dead", "forced"]
+Stop = Literal["until", "end", "limit", "budget", "dead", "forced", "complete", "stuck"]
 """Why a step ended: a stop condition, the model's own end, the limit, the budget, its branch was
-dropped or it was cancelled meanwhile; or its tokens were given."""
+dropped or it was cancelled meanwhile; or its tokens were given. Under a constraint also: its text
+can only end, or nothing may come."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Step:
         start, end: marks before and after.
         logps: per token, the model's log-probability (temperature 1, nothing truncated), nats.
         logq: log-probability of the distribution really sampled from, summed; 0 for `force`.
-        logw: target minus proposal, summed. Without `allow` and `blend` the target is the model.
+        logw: target minus proposal, summed. Without `allow` and `blend` the target is the model;
+            with them it is unnormalised.
         entropies: per token, of the model's distribution it was drawn from, nats.
         stop: why it ended.
         proper: whether `logw` corrects for the proposal on its whole support (False when top-p,

@@ -13,8 +13,8 @@ from typing import Any
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.derived import together
 from anabranch.program.run import Run
+from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.answers import extract
 
