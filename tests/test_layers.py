@@ -9,7 +9,17 @@ from pathlib import Path
 
 import anabranch
 
-LAYERS = ["errors machine", "backends", "models", "engine", "program", "reason", "lm", "cli"]
+LAYERS = [
+    "errors machine",
+    "backends",
+    "models",
+    "engine",
+    "program",
+    "verify tools",
+    "reason",
+    "lm",
+    "cli",
+]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 PACKAGE = Path(anabranch.__file__).parent
 

@@ -22,11 +22,12 @@ from anabranch.models.tokenizer import Tokenizer
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.engine import Engine, Message, Prompt
+from anabranch.program.registry import Named
 from anabranch.program.run import Run
 from anabranch.program.trace import Trace
 from anabranch.program.types import Answer, Problem, Step
 from anabranch.reason.prompts import messages
-from anabranch.reason.registry import NamedStrategy, parse
+from anabranch.reason.registry import parse
 from anabranch.reason.solve import think
 
 T = TypeVar("T")
@@ -140,7 +141,7 @@ class LM:
     async def think(
         self,
         problem: str | Problem,
-        strategy: str | NamedStrategy = "vote",
+        strategy: str | Named = "vote",
         *,
         budget: Budget | int | None = None,
         seconds: float | None = None,
@@ -175,7 +176,7 @@ class LM:
                 on_start(run)
             return await think(problem, self._root, named, run, model=self.name)
 
-    def trace(self, path: Path | str, strategy: NamedStrategy, budget: Budget, seed: int) -> Trace:
+    def trace(self, path: Path | str, strategy: Named, budget: Budget, seed: int) -> Trace:
         """A trace file whose header says what this model is about to do."""
         return Trace(
             path,

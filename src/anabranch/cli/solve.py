@@ -31,11 +31,12 @@ from anabranch.cli.options import (
 from anabranch.cli.terminal import print_json
 from anabranch.errors import InputError, check_range
 from anabranch.program.budget import Budget
+from anabranch.program.registry import Named
 from anabranch.program.run import Run
 from anabranch.program.trace import Trace, build_tree
 from anabranch.program.types import Answer, Problem, Thought
 from anabranch.reason.prompts import messages
-from anabranch.reason.registry import NamedStrategy, parse, strategies
+from anabranch.reason.registry import parse, strategies
 from anabranch.reason.solve import conclude
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Screen(View):
 def _think(
     lm: LM,
     problem: Problem,
-    strategy: NamedStrategy,
+    strategy: Named,
     budget: Budget,
     seed: int,
     log: Trace,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from anabranch.engine.requests import Cost
 from anabranch.program.budget import Budget
-from anabranch.program.types import Thought, Usage
+from anabranch.program.types import Mark, Thought, Usage
 
 if TYPE_CHECKING:
     from anabranch.program.branch import Branch
@@ -31,6 +31,8 @@ class Run:
         thoughts: its candidates so far, kept up to date by the strategy: what there is if it ends
             now.
         cost: rows and passes so far.
+        ratings: what judges, by name, have said of places.
+        remarks: what a reader of the answer should know.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Run:
         self.live: set[Branch] = set()
         self.thoughts: list[Thought] = []
         self.cost = Cost()
+        self.ratings: dict[tuple[str, Mark], float] = {}
+        self.remarks: list[str] = []
         self.prompt_tokens = self.sampled_tokens = self.forced_tokens = 0
         self.roots = itertools.count()
         self._began = time.monotonic()
@@ -65,6 +69,11 @@ class Run:
         """Record one event, if anybody listens."""
         if self.trace is not None:
             self.trace.note(event, **fields)
+
+    def remark(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
 
     def drop_all(self, reason: str = "") -> None:
         """Drop every branch that is still alive, also when writing that down fails."""

@@ -46,3 +46,30 @@ def _tally(
     order = sorted(groups, key=lambda answer: (weights[answer], likeliest[answer]), reverse=True)
     total = sum(weights.values())
     return [(answer, weights[answer] / total if total else 1 / len(order)) for answer in order]
+
+
+Aggregate = Callable[[Sequence[float]], float]
+"""One rating of a path from the ratings of its steps."""
+
+AGGREGATES: dict[str, Aggregate] = {
+    "mean": lambda scores: sum(scores) / len(scores),
+    "product": math.prod,
+    "min": min,
+    "last": lambda scores: scores[-1],
+}
+"""By the last rating alone, more search finds what fools the judge: mean or product are safer."""
+
+
+def rating(thought: Thought, aggregate: str = "mean") -> float:
+    """A thought's rating over its path; 0 before the first."""
+    return AGGREGATES[aggregate](thought.scores) if thought.scores else 0.0
+
+
+def by_rating(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """The answer of the best rated thought, by the mean over its path."""
+    return _tally(thoughts, rating, max)
+
+
+def weighted(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """One thought, a vote of its rating over its path (Li et al. 2023, section 3.2)."""
+    return _tally(thoughts, rating, sum)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from anabranch.program.branch import Branch
@@ -17,6 +18,7 @@ from anabranch.program.run import Run
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.answers import extract
+from anabranch.verify.registry import Judge, rate
 
 Advance = Callable[[Thought, int], Awaitable[None]]
 """One step of one thought, of at most so many tokens; updates the thought."""
@@ -69,6 +71,7 @@ async def population(
     *,
     limit: int,
     rounds: int = 1,
+    fanout: int = 1,
 ) -> list[Thought]:
     """Every unfinished thought takes one step, all at once; then `select` says which go on.
 
@@ -77,6 +80,7 @@ async def population(
     Args:
         limit: most tokens of one step. When the budget is short, all get the same share of it.
         rounds: most steps of one thought.
+        fanout: forks of each unfinished thought that take its next step.
 
     Returns:
         The last population. Ends early when all are done or the budget is over.
@@ -90,6 +94,11 @@ async def population(
         live = [thought for thought in current if not thought.done]
         if not live or run.budget.over:
             break
+        if fanout > 1:
+            live = [child for thought in live for child in spread(thought, fanout)]
+            current = [*(thought for thought in current if thought.done), *live]
+            run.thoughts = [t for t in run.thoughts if t.done or t.branch.live]
+            _register(run, live)
         share = _share(run.budget, limit, len(live))
         await together(advance(thought, share) for thought in live)
         if select is not None:
@@ -98,6 +107,25 @@ async def population(
             _register(run, selected)
             current = selected
     return current
+
+
+def spread(thought: Thought, n: int) -> list[Thought]:
+    """Children of a thought on forks of its branch, which is dropped."""
+    children = [
+        replace(thought, branch=branch, parent=thought) for branch in thought.branch.fork(n)
+    ]
+    thought.branch.drop("went on in its forks")
+    return children
+
+
+async def judge_steps(judge: Judge, problem: Problem, thoughts: Sequence[Thought]) -> None:
+    """Rate thoughts that have gone on since their last rating, and add that to their scores."""
+    if not thoughts:
+        return
+    known = thoughts[0].branch.run.ratings
+    new = [t for t in thoughts if (judge.name, t.branch.mark) not in known]
+    for thought, rating in zip(new, await rate(judge, problem, new), strict=True):
+        thought.scores = (*thought.scores, rating)
 
 
 async def sample(

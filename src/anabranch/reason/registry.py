@@ -1,184 +1,70 @@
-"""Every method by name: registered by its own file, parsed from what people type.
-
-A method is a file in this package whose factory carries `@strategy`. Its keyword parameters are its
-options; their annotations say what is allowed. Command-line help and the test matrix are made from
-what is registered here.
-"""
+"""Every method by name. A method is a file in this package whose factory carries `@strategy`."""
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Annotated, Any
 
-import anabranch.reason
-from anabranch.errors import InputError, check_range, unknown_name
+from anabranch.errors import InputError
+from anabranch.program.registry import Entry, Named, OneOf, Part, Range, Registry
 from anabranch.program.types import Fold, Strategy
+from anabranch.reason.folds import AGGREGATES
+from anabranch.verify.registry import Judge, JudgedBy
 
-MAX_TEXT = 1000
-"""Longest strategy text, in characters."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a numeric parameter may be, ends included unless `low_open`."""
-
-    low: float
-    high: float
-    low_open: bool = False
-
+__all__ = ["Entry", "JudgedBy", "Named", "OneOf", "Part", "Range"]
 
 # The parameters that most methods share, so that they mean and allow the same everywhere.
 Samples = Annotated[int, Range(1, 1024)]
 Temperature = Annotated[float, Range(0, 10)]
 TopP = Annotated[float, Range(0, 1, low_open=True)]
 MaxTokens = Annotated[int, Range(1, 1 << 20)]
+Rounds = Annotated[int, Range(1, 1024)]
+Aggregated = Annotated[str, OneOf(AGGREGATES)]
+Steps = Annotated[str, OneOf(("line", "paragraph"))]
+# A default is the text of one: what a factory gets is always made.
+Base = Annotated[Any, Part("strategy")]
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One option of a method."""
-
-    name: str
-    kind: type[int] | type[float]
-    range: Range
-    default: int | float
-
-    def check(self, value: object) -> int | float:
-        """The value in the parameter's own type. Raises InputError."""
-        numeric = isinstance(value, int) or (self.kind is float and isinstance(value, float))
-        if isinstance(value, bool) or not numeric:
-            what = "a whole number" if self.kind is int else "a number"
-            low, high = self.range.low, self.range.high
-            raise InputError(
-                f"{self.name} is not {what}", got=value, allowed=f"{low:g} to {high:g}"
-            )
-        assert isinstance(value, (int, float))
-        check_range(self.name, value, self.range.low, self.range.high, low_open=self.range.low_open)
-        return self.kind(value)
+def boundary(step: str) -> str:
+    """The text that ends a step."""
+    return {"line": "\n", "paragraph": "\n\n"}[step]
 
 
-@dataclass(frozen=True)
-class Method:
-    """A registered method.
-
-    Attributes:
-        name: what people type.
-        paper: where it comes from: authors, year, title, section.
-        summary: one line.
-        make: from parameters to a strategy.
-        fold: how its candidates become one answer.
-        parameters: by name, in order.
-    """
-
-    name: str
-    paper: str
-    summary: str
-    make: Callable[..., Strategy]
-    fold: Fold
-    parameters: Mapping[str, Parameter]
+def needs_partial(name: str, judge: Judge) -> None:
+    """Raise InputError unless a judge may rate the unfinished thoughts that a strategy has."""
+    if not judge.partial:
+        raise InputError(
+            f"{name} needs a judge of unfinished thoughts",
+            got=judge.name,
+            fix="take one that can, such as likelihood",
+        )
 
 
-@dataclass(frozen=True)
-class NamedStrategy:
-    """A method with its parameters. `str()` gives what could be typed again."""
-
-    method: Method
-    values: Mapping[str, int | float]
-
-    def __str__(self) -> str:
-        return f"{self.method.name}({', '.join(f'{k}={v!r}' for k, v in self.values.items())})"
-
-    def change(self, **values: object) -> NamedStrategy:
-        """The same method with some parameters set. Raises InputError."""
-        known = self.method.parameters
-        for name in values:
-            if name not in known:
-                raise unknown_name(f"parameter of {self.method.name}", name, known)
-        checked = {name: known[name].check(value) for name, value in values.items()}
-        return NamedStrategy(self.method, MappingProxyType({**self.values, **checked}))
-
-    def make(self) -> Strategy:
-        """The strategy itself."""
-        return self.method.make(**self.values)
+_STRATEGIES = Registry("strategy", "anabranch.reason")
 
 
 def strategy(
     name: str, *, paper: str, summary: str, fold: Fold
 ) -> Callable[[Callable[..., Strategy]], Callable[..., Strategy]]:
-    """Register a factory of strategies; its keyword parameters are `Annotated[..., Range(...)]`."""
+    """Register a factory of strategies.
 
-    def register(make: Callable[..., Strategy]) -> Callable[..., Strategy]:
-        assert name not in _METHODS, f"two methods are called {name}"
-        parameters = MappingProxyType(_parameters(make))
-        _METHODS[name] = Method(name, paper, summary, make, fold, parameters)
-        return make
-
-    return register
-
-
-def strategies() -> list[Method]:
-    """Every method, by name."""
-    _discover()
-    return [_METHODS[name] for name in sorted(_METHODS)]
-
-
-def parse(text: str) -> NamedStrategy:
-    """A strategy from its text: `vote`, or `vote(n=16, temperature=0.8)`.
-
-    Raises:
-        InputError: not of that form, an unknown name, or a value that is not allowed.
+    Args:
+        fold: how its candidates become one answer.
     """
-    name, values = _read(text)
-    _discover()
-    if name not in _METHODS:
-        raise unknown_name("strategy", name, _METHODS)
-    method = _METHODS[name]
-    defaults = {p.name: p.default for p in method.parameters.values()}
-    return NamedStrategy(method, MappingProxyType(defaults)).change(**values)
+    return _STRATEGIES.register(name, paper=paper, summary=summary, fold=fold)
 
 
-# Filled once, by the import of this package's own files; nothing else writes it.
-_METHODS: dict[str, Method] = {}
+def strategies() -> list[Entry]:
+    """Every method, by name."""
+    return _STRATEGIES.all()
 
 
-@functools.cache
-def _discover() -> None:
-    """Import every file of this package, so that each can register its method."""
-    for module in pkgutil.iter_modules(anabranch.reason.__path__):
-        importlib.import_module(f"anabranch.reason.{module.name}")
+def parse(text: str) -> Named:
+    """A strategy from its text: `vote`, or `vote(n=16, temperature=0.8)`. Raises InputError."""
+    return _STRATEGIES.parse(text)
 
 
-def _read(text: str) -> tuple[str, dict[str, object]]:
-    """Name and literal values, read without evaluating anything."""
-    if len(text) <= MAX_TEXT:
-        try:
-            node = ast.parse(text.strip(), mode="eval").body
-            if isinstance(node, ast.Name):
-                return node.id, {}
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-                values = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
-                if len(values) == len(node.keywords):
-                    return node.func.id, values
-        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-            pass
-    raise InputError(
-        "the strategy cannot be read", got=text, allowed="name, or name(parameter=number, ...)"
-    )
-
-
-def _parameters(make: Callable[..., Strategy]) -> dict[str, Parameter]:
-    hints = get_type_hints(make, include_extras=True)
-    found = {}
-    for name, parameter in inspect.signature(make).parameters.items():
-        hint: Any = hints[name]
-        assert get_origin(hint) is Annotated, f"{name} needs Annotated[int or float, Range(...)]"
-        kind, limits = get_args(hint)
-        found[name] = Parameter(name, kind, limits, kind(parameter.default))
-    return found
+def fold_of(named: Named) -> Fold:
+    """How a strategy's candidates become one answer."""
+    fold: Any = named.entry.extra["fold"]
+    return fold  # type: ignore[no-any-return]

@@ -8,12 +8,13 @@ from typing import Literal
 
 from anabranch.errors import AnabranchError
 from anabranch.program.branch import Branch
+from anabranch.program.registry import Named
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Candidate, Problem, Thought
 from anabranch.reason.answers import extract, normalise_text
 from anabranch.reason.folds import mean_logp
 from anabranch.reason.kernels import note_thought
-from anabranch.reason.registry import NamedStrategy
+from anabranch.reason.registry import fold_of
 
 NO_ANSWER = "no answer"
 """The answer when not a word was written."""
@@ -27,7 +28,7 @@ say; else the texts themselves."""
 async def think(
     problem: Problem,
     root_of: Callable[[Problem, Run], Branch],
-    strategy: NamedStrategy,
+    strategy: Named,
     run: Run,
     *,
     model: str,
@@ -60,7 +61,7 @@ async def think(
 
 def conclude(
     problem: Problem,
-    strategy: NamedStrategy,
+    strategy: Named,
     run: Run,
     thoughts: Sequence[Thought] = (),
     *,
@@ -77,9 +78,9 @@ def conclude(
         if not thought.done:
             note_thought(thought)
     thoughts, reading = _read(problem, thoughts)
-    notes = (*notes, *_notes(run, thoughts, reading))
+    notes = (*notes, *run.remarks, *_notes(run, thoughts, reading))
     voices = [thought for thought in thoughts if thought.answer is not None]
-    weights = dict(strategy.method.fold(voices))
+    weights = dict(fold_of(strategy)(voices))
     winner = next(iter(weights), None)
     agreeing = [thought for thought in voices if thought.answer == winner]
     voice = max(agreeing, key=lambda t: (t.done, mean_logp(t)), default=None)
