@@ -1,0 +1,77 @@
+"""`anabranch strategies` and `anabranch judges`: ways to think, and what rates thoughts."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+
+from anabranch.cli.app import app
+from anabranch.cli.terminal import print_json, print_table
+from anabranch.errors import unknown_name
+from anabranch.program.registry import Entry, OneOf, Parameter, Part
+from anabranch.reason.registry import strategies as all_strategies
+from anabranch.verify.registry import judges as all_judges
+
+Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Tell everything about one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_LISTS = {"strategy": "strategies", "judge": "judges"}
+
+
+@app.command()
+def strategies(name: Name = "", as_json: AsJson = False) -> None:
+    """List what `solve --strategy` takes, or say what one does and takes."""
+    _show("strategy", all_strategies(), name, as_json)
+
+
+@app.command()
+def judges(name: Name = "", as_json: AsJson = False) -> None:
+    """List what strategies let thoughts be rated by: `beam(judge=likelihood)`."""
+    _show("judge", all_judges(), name, as_json)
+
+
+def _show(kind: str, entries: list[Entry], name: str, as_json: bool) -> None:
+    known = {entry.name: entry for entry in entries}
+    if name and name not in known:
+        raise unknown_name(kind, name, known)
+    if as_json:
+        told = [describe(entry) for entry in entries]
+        print_json(told if not name else describe(known[name]))
+    elif name:
+        _tell(known[name])
+    else:
+        print_table(("name", "what it does"), [(e.name, e.summary) for e in entries])
+
+
+def _tell(entry: Entry) -> None:
+    print(f"{entry.name}: {entry.summary}\n\n{inspect.getdoc(entry.make) or ''}\n")
+    print(f"Paper: {entry.paper}\n")
+    rows = [(p.name, f"{p.default}", _allowed(p)) for p in entry.parameters.values()]
+    print_table(("parameter", "default", "allowed"), rows)
+
+
+def _allowed(parameter: Parameter) -> str:
+    limits = parameter.limits
+    if isinstance(limits, Part):
+        return f"one of `anabranch {_LISTS[limits.kind]}`"
+    if isinstance(limits, OneOf):
+        return ", ".join(limits)
+    kind = "whole number" if parameter.kind is int else "number"
+    begin = "above" if limits.low_open else "from"
+    return f"{kind} {begin} {limits.low:.12g} to {limits.high:.12g}"
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """Everything that is registered about a strategy or judge."""
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "paper": entry.paper,
+        "about": inspect.getdoc(entry.make) or "",
+        "parameters": [
+            {"name": p.name, "default": p.default, "allowed": _allowed(p)}
+            for p in entry.parameters.values()
+        ],
+    }
