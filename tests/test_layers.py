@@ -17,6 +17,7 @@ LAYERS = [
     "program",
     "verify tools",
     "reason",
+    "tasks",
     "lm",
     "cli",
 ]
