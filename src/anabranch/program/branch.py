@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -244,11 +245,16 @@ class Branch:
             await asyncio.gather(work, return_exceptions=True)
         await work
 
-    async def force(self, content: str | Sequence[int]) -> Step:
+    async def force(self, content: str | Sequence[int], *, heal: bool = True) -> Step:
         """Append given text or tokens; the step holds their exact log-probabilities.
 
         All or nothing: when the budget does not cover them, nothing is appended and `stop` is
         "budget".
+
+        Args:
+            heal: where the tokenizer would cut the last token written and the text together
+                otherwise than one by one ("\\n" and "\\n"), take that token back and append both
+                as it would. The step begins before it then, and its `logp` counts it once.
 
         Raises:
             ContextError: they do not fit.
@@ -256,7 +262,11 @@ class Branch:
         """
         tokens = self.engine.encode(content)
         self._ready()
-        room = self.engine.core.capacity - self._cursor.position
+        start, taken_back = self._cursor.position, 0.0
+        if heal and isinstance(content, str) and (joint := self._heal(content)) is not None:
+            tokens, taken_back = joint
+            start -= 1
+        room = self.engine.core.capacity - start
         if len(tokens) > room:
             raise ContextError(
                 "the forced text does not fit", got=f"{len(tokens)} tokens", allowed=f"{room}"
@@ -269,8 +279,9 @@ class Branch:
                 "force", self._step(_Writer(self), "budget" if tokens else "forced")
             )
         budget.settle(granted, granted)
+        if start < self._cursor.position:
+            self._rewind(start)
         writer = _Writer(self)
-        start = self._cursor.position
         held = self.engine.core.tree.append(self._cursor, tokens)
         self.run.forced_tokens += len(tokens)
         self.run.cost.cached += held
@@ -281,7 +292,10 @@ class Branch:
             return self._step(writer, "dead", request)
         for result in request.ordered():
             writer.add(result)
-        return self._note_step("force", self._step(writer, "forced", request))
+        step = self._step(writer, "forced", request)
+        step = replace(step, taken_back=taken_back)
+        said = content if isinstance(content, str) else step.text
+        return self._note_step("force", step, said)
 
     async def peek(self, top: int = 20, *, hidden: bool = False) -> Next:
         """The distribution at the tip, unsampled; the branch stays as it is.
@@ -346,9 +360,27 @@ class Branch:
         if self.live:
             writer.close(keep)
             if shape is not None:
-                shape.trim(len(writer.results))
+                shape.trim(writer.text, len(writer.results))
         step = self._step(writer, stop, request, proper=sampling.proper)
         return self._note_step("extend", step)
+
+    def _heal(self, text: str) -> tuple[list[int], float] | None:
+        """The last token written and a text, cut together, and that token's log-probability; None
+        where that changes nothing."""
+        position, branch = self._cursor.position, self
+        while branch.last is None and branch.parent is not None and branch.origin == position:
+            branch = branch.parent
+        last = branch.last
+        if last is None or not last.tokens or last.end.position != position:
+            return None
+        try:
+            before = self.engine.tokenizer.token_bytes(last.tokens[-1]).decode()
+        except UnicodeDecodeError:
+            return None
+        joint = self.engine.encode(before + text) if before else []
+        if not joint or joint == [last.tokens[-1], *self.engine.encode(text)]:
+            return None
+        return joint, last.logps[-1]
 
     def _shape(
         self, allow: Constraint | None, since: Mark | None, blend: Mapping[Branch, float] | None
@@ -435,14 +467,14 @@ class Branch:
             usage=usage,
         )
 
-    def _note_step(self, event: str, step: Step) -> Step:
+    def _note_step(self, event: str, step: Step, said: str | None = None) -> Step:
         self.last = step
         self.run.note(
             event,
             branch=self.id,
             start=step.start.position,
             end=step.end.position,
-            text=step.text,
+            text=step.text if said is None else said,
             logp=step.logp,
             logq=step.logq,
             entropy=float(np.mean(step.entropies)) if step.entropies else 0.0,

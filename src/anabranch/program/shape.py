@@ -84,11 +84,24 @@ class Shape:
             for branch in self.members:
                 branch._release()
 
-    def trim(self, tokens: int) -> None:
-        """Cut the other branches back to as many tokens as the leader has kept."""
+    def trim(self, text: str, tokens: int) -> None:
+        """Cut the other branches back to what the leader has kept, and write that down."""
         for branch in self.members[1:]:
-            if branch.live:
-                branch._rewind(self._starts[branch] + tokens)
+            if not branch.live:
+                continue
+            start = self._starts[branch]
+            branch._rewind(start + tokens)
+            branch.run.note(
+                "force",
+                branch=branch.id,
+                start=start,
+                end=start + tokens,
+                text=text,
+                logp=0.0,
+                logq=0.0,
+                entropy=0.0,
+                stop="forced",
+            )
 
     def _complete(self) -> bool:
         if self._state is None or not self._state.done():

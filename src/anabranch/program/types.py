@@ -84,6 +84,7 @@ class Step:
         proper: whether `logw` corrects for the proposal on its whole support (False when top-p,
             top-k, min-p or temperature 0 cut something off).
         usage: what it cost.
+        taken_back: log-probability of a token that `force` replaced along with what it appended.
     """
 
     text: str
@@ -97,11 +98,12 @@ class Step:
     stop: Stop
     proper: bool = True
     usage: Usage = field(default_factory=Usage)
+    taken_back: float = 0.0
 
     @property
     def logp(self) -> float:
-        """Sum of `logps`, nats."""
-        return math.fsum(self.logps)
+        """What the step adds to the log-probability of the path, nats: the sum of `logps`."""
+        return math.fsum(self.logps) - self.taken_back
 
 
 @dataclass(frozen=True)
