@@ -38,7 +38,9 @@ def beam(
     rounds: Rounds = 24,
     temperature: Temperature = 0.8,
 ) -> Strategy:
-    """Step-level beam search.
+    """Step-level beam search. With a judge of values it is SBS(width, fanout) of AlphaMath.
+
+    Thoughts that say the same count as one, else copies of one prefix fill the beam.
 
     Departures: the beam is cut to the best instead of sampled with a temperature of its own; a path
     is worth the mean of its steps' ratings by default.
@@ -48,7 +50,10 @@ def beam(
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         async def select(thoughts: list[Thought]) -> list[Thought]:
             await judge_steps(judge, problem, thoughts)
-            return sorted(thoughts, key=lambda t: -rating(t, aggregate))[:width]
+            best: dict[tuple[str, bool], Thought] = {}
+            for thought in sorted(thoughts, key=lambda t: -rating(t, aggregate)):
+                best.setdefault((thought.text, thought.done), thought)
+            return list(best.values())[:width]
 
         return await population(
             [Thought(branch) for branch in root.fork(width)],

@@ -73,3 +73,23 @@ def by_rating(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
 def weighted(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     """One thought, a vote of its rating over its path (Li et al. 2023, section 3.2)."""
     return _tally(thoughts, rating, sum)
+
+
+def by_value(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """The answer of the thought of the highest value on average over its visits."""
+    return _tally(thoughts, lambda t: t.total / t.visits if t.visits else 0.0, max)
+
+
+def by_cost(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """The answer of the cheapest path; one weighs exp(-cost), the cost yet to come included."""
+    return _tally(thoughts, lambda t: math.exp(-estimate(t)), max)
+
+
+def estimate(thought: Thought) -> float:
+    """What a path costs so far, and what its last rating says is still to come: f = g + h."""
+    return thought.cost + hope(thought)
+
+
+def hope(thought: Thought) -> float:
+    """h: what the last rating leaves open; 1 before the first."""
+    return 1 - rating(thought, "last")

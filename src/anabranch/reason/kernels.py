@@ -170,3 +170,101 @@ def _retire(run: Run, before: Sequence[Thought], after: Sequence[Thought]) -> No
         thought.branch.drop("not selected")
     forgotten = {id(thought) for thought in left if not thought.done}
     run.thoughts = [thought for thought in run.thoughts if id(thought) not in forgotten]
+
+
+Pick = Callable[[list[Thought]], Thought | None]
+"""Which leaf is next, of all there are, oldest first; None when none is worth it."""
+
+Rating = Callable[[Sequence[Thought]], Awaitable[None]]
+"""Adds a rating to the scores of thoughts that have just taken a step."""
+
+RESERVE = 1 / 4
+"""Share of the budget that is kept for finishing a thought, until one is finished."""
+
+
+async def grow(
+    root: Thought,
+    advance: Advance,
+    judge: Rating,
+    pick: Pick,
+    *,
+    backup: Callable[[Thought, list[Thought]], None] | None = None,
+    accept: Callable[[Thought], bool] | None = None,
+    keep: Callable[[list[Thought]], list[Thought]] | None = None,
+    limit: int,
+    fanout: int,
+    rounds: int,
+) -> list[Thought]:
+    """One leaf at a time: pick it, expand it, judge its children, tell its ancestors.
+
+    With a heap this is A*, with a stack depth-first search, with a descent from the root Monte
+    Carlo tree search. Children that say the same become one, and its `prior` is their share. A
+    finished leaf that is picked is not expanded: it is accepted, or just visited again.
+
+    Args:
+        judge: rates children at their birth.
+        backup: told of the leaf picked and its children; a finished leaf has none.
+        accept: whether a finished leaf that was picked ends the search; None: never.
+        keep: which leaves stay when there are new ones; None: all.
+        limit: most tokens of one step.
+        fanout: steps sampled from a leaf.
+        rounds: most leaves picked.
+
+    Returns:
+        The finished leaves, the accepted one first. When there are none, the leaf next in turn goes
+        on alone, on what was kept back for that, and all leaves are returned, this one first.
+    """
+    run = root.branch.run
+    leaves = [root]
+    _register(run, leaves)
+    reserve = run.budget.left_tokens * RESERVE
+    for _ in range(rounds):
+        spare = run.budget.left_tokens
+        if spare < math.inf and not any(leaf.done for leaf in leaves):
+            spare -= reserve
+        leaf = pick(leaves)
+        if leaf is None or run.budget.over or spare <= 0:
+            break
+        children: list[Thought] = []
+        if not leaf.done:
+            children = await _expand(
+                leaf, advance, int(min(limit, max(1, spare // fanout))), fanout
+            )
+            await judge(children)
+            leaves = [other for other in leaves if other is not leaf] + children
+        elif accept is not None and accept(leaf):
+            leaves = [leaf, *(other for other in leaves if other is not leaf)]
+            break
+        if backup is not None:
+            backup(leaf, children)
+        if keep is not None:
+            kept = keep(leaves)
+            _retire(run, leaves, kept)
+            leaves = kept
+    if finished := [leaf for leaf in leaves if leaf.done]:
+        _retire(run, leaves, finished)
+        return finished
+    last = pick(leaves) or leaves[-1]
+    await population([last], advance, limit=limit, rounds=rounds)
+    return [last, *(leaf for leaf in leaves if leaf is not last)]
+
+
+async def _expand(leaf: Thought, advance: Advance, limit: int, fanout: int) -> list[Thought]:
+    """Its children one step on, in its place; one of those that say the same, with their share."""
+    run, children = leaf.branch.run, spread(leaf, fanout)
+    for child in children:
+        child.visits, child.total = 0, 0.0
+    run.thoughts = [thought for thought in run.thoughts if thought is not leaf]
+    _register(run, children)
+    await together(advance(child, limit) for child in children)
+    groups: dict[tuple[str, bool], list[Thought]] = {}
+    for child in children:
+        groups.setdefault((child.text, child.done), []).append(child)
+    twins: set[int] = set()
+    for first, *others in groups.values():
+        first.prior = (1 + len(others)) / fanout
+        for twin in others:
+            twin.branch.drop("said the same as a sibling")
+            twins.add(id(twin))
+    run.thoughts = [thought for thought in run.thoughts if id(thought) not in twins]
+    return [first for first, *_ in groups.values()]
