@@ -94,6 +94,11 @@ class Branch:
         """The tip, as a place to fork from later."""
         return Mark(self.id, self._cursor.position)
 
+    @property
+    def opening(self) -> Mark:
+        """The end of the prompt, where its text begins, as a place to fork from."""
+        return Mark(self.id, self._prompt_end)
+
     # ---- fork and drop -------------------------------------------------------------------------
 
     @overload

@@ -38,11 +38,15 @@ class Engine:
     """Branches over one model. Its operations are awaited; `LM` is the door for scripts.
 
     Works with one event loop at a time: while operations are pending, no other loop may use it.
+
+    Args:
+        fingerprint: which weights these are, for what was fitted to them.
     """
 
-    def __init__(self, core: EngineCore, tokenizer: Tokenizer) -> None:
+    def __init__(self, core: EngineCore, tokenizer: Tokenizer, *, fingerprint: str = "") -> None:
         self.core = core
         self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
         self.activity = 0
         self._passes: Coroutine[Any, Any, None] | None = None
         self._driver: asyncio.Task[None] | None = None

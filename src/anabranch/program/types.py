@@ -136,12 +136,15 @@ class Problem:
         kind: how answers are read and compared: "auto" decides by what the text of the candidates
             holds; "choice" expects a letter of `choices`.
         choices: options of a multiple-choice problem.
+        check: says whether an answer is right (a thought's answer, or its text where none could be
+            read), for problems that can tell. No part of what is asked.
     """
 
     text: str
     system: str | None = None
     kind: Literal["auto", "number", "choice", "text"] = "auto"
     choices: tuple[str, ...] = ()
+    check: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from anabranch.program.types import Thought
+from anabranch.verify.aggregates import AGGREGATES as AGGREGATES  # part of what is here
 
 
 def mean_logp(thought: Thought) -> float:
@@ -46,18 +47,6 @@ def _tally(
     order = sorted(groups, key=lambda answer: (weights[answer], likeliest[answer]), reverse=True)
     total = sum(weights.values())
     return [(answer, weights[answer] / total if total else 1 / len(order)) for answer in order]
-
-
-Aggregate = Callable[[Sequence[float]], float]
-"""One rating of a path from the ratings of its steps."""
-
-AGGREGATES: dict[str, Aggregate] = {
-    "mean": lambda scores: sum(scores) / len(scores),
-    "product": math.prod,
-    "min": min,
-    "last": lambda scores: scores[-1],
-}
-"""By the last rating alone, more search finds what fools the judge: mean or product are safer."""
 
 
 def rating(thought: Thought, aggregate: str = "mean") -> float:

@@ -88,14 +88,15 @@ async def rate(judge: Judge, problem: Problem, thoughts: Sequence[Thought]) -> l
     new = {p: t for p, t in zip(places, thoughts, strict=True) if p not in run.ratings}
     if new:
         for (place, thought), rating in zip(
-            new.items(), await _ask(judge, problem, list(new.values())), strict=True
+            new.items(), await ask(judge, problem, list(new.values())), strict=True
         ):
             run.ratings[place] = rating
             run.note("rate", branch=thought.branch.id, judge=judge.name, rating=rating)
     return [run.ratings[place] for place in places]
 
 
-async def _ask(judge: Judge, problem: Problem, thoughts: list[Thought]) -> list[float]:
+async def ask(judge: Judge, problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+    """Ask a judge anew, whatever it has said before; faults as in `rate`."""
     run = thoughts[0].branch.run
     fault = ""
     try:

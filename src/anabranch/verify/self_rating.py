@@ -1,0 +1,50 @@
+"""The model's own opinion of its thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from anabranch.program.registry import OneOf
+from anabranch.program.tasks import together
+from anabranch.program.types import Problem, Thought
+from anabranch.verify.asking import VERDICTS, question
+from anabranch.verify.registry import UNKNOWN, Judge, judge
+
+DIGITS = tuple("123456789")
+
+_VERDICT = "Is every step of this solution right so far? Answer Yes or No."
+_DIGIT = "How sure are you that this solution is right so far, from 1 to 9? Answer with one digit."
+
+
+@judge(
+    "self_rating",
+    paper="Xie et al. 2023, Self-evaluation guided beam search for reasoning, section 3.2; "
+    "expected digit: Liu et al. 2023, G-Eval, section 2",
+    summary="The model is asked whether its thought is right so far. See its AUC before trusting.",
+)
+def self_rating(
+    *,
+    scale: Annotated[str, OneOf(("verdict", "digits"))] = "verdict",
+    prior: Annotated[str, OneOf(("empty", "none"))] = "empty",
+) -> Judge:
+    """The probability of "Yes", or the expected digit, brought to [0, 1]; nothing is sampled.
+
+    `prior="empty"` subtracts what the model says of an empty reply: 0.5 then means "no better than
+    nothing". Departures: one question for all problems, instead of a prompt with examples.
+    """
+    text, options = (_VERDICT, VERDICTS) if scale == "verdict" else (_DIGIT, DIGITS)
+
+    async def rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+        asked = [question(t.branch, text, options, prior=prior == "empty") for t in thoughts]
+        return [UNKNOWN if shares is None else _value(shares) for shares in await together(asked)]
+
+    return Judge(rate)
+
+
+def _value(shares: Sequence[float]) -> float:
+    """The share of Yes, or the mean of digits brought to [0, 1]."""
+    if len(shares) == len(VERDICTS):
+        return shares[0]
+    top = len(shares) - 1
+    return min(1.0, sum(share * digit / top for digit, share in enumerate(shares)))
