@@ -5,17 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from anabranch.program.types import Problem, Thought
-from anabranch.reason.answers import letters
-from anabranch.reason.prompts import ENDING, ENDING_CHOICE
+from anabranch.reason.prompts import ending
 from anabranch.reason.turns import YES, answer_turn, remark_on, verdict
 
 IS_RIGHT = "Check every line of that. Is it all right, the result included? Reply Yes or No."
 WHAT_FAILS = "Which line is the first that is wrong, and why? Reply in one or two sentences."
-
-
-def ending(problem: Problem) -> str:
-    """How a solution is asked to end."""
-    return ENDING_CHOICE if letters(problem) else ENDING
 
 
 async def approval(thought: Thought, question: str = IS_RIGHT) -> float:
