@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from anabranch.program.budget import Budget
 from tests.scripted import Rule, replies
 from tests.test_reason import solve
 
@@ -64,3 +65,37 @@ def test_a_threshold_decides_what_counts_as_right() -> None:
              "Write the whole": RIGHT}  # fmt: skip
     assert solve(talk(table), "refine(threshold=0.6)", problem="sum?").answer == "5"
     assert solve(talk(table), "refine(threshold=0.8)", problem="sum?").answer == "4"
+
+
+# ---- critical questions --------------------------------------------------------------------------
+
+
+def test_a_plan_is_rewritten_until_it_passes_and_then_followed() -> None:
+    """The second of three plans is the first that passes seven of the eight questions."""
+    yes, no = {"Yes": 0.9, "No": 0.1}, {"Yes": 0.1, "No": 0.9}
+    for need, plans in ((6, 1), (7, 2), (8, 3)):
+
+        def rule(prompt: str, reply: str) -> Mapping[str, float]:
+            number = prompt.count("Plan ")
+            failing = {1: ("complete", "follow from"), 2: ("complete",), 3: ()}[max(1, number)]
+            asked = prompt.rpartition("?")[0].rpartition("\n")[2]
+            return talk({
+                "Do not solve it yet.": "Plan 1",
+                "The plan fails": f"Plan {number + 1}",
+                "Reply Yes or No.": no if any(word in asked for word in failing) else yes,
+                "Follow this plan": f"By plan {number} the answer is {number}.",
+            })(prompt, reply)  # fmt: skip
+
+        answer = solve(rule, f"critical_questions(need={need}, rounds=5)")
+        assert answer.answer == str(plans)
+        assert len(answer.candidates) == 1
+        # The plans lead to the answer.
+        assert answer.usage.kept_tokens == plans * len("Plan 1\0") + len(answer.text) + 1
+
+
+def test_a_plan_stands_unquestioned_where_the_answer_needs_the_budget() -> None:
+    table = {"Do not solve": "Plan", "Reply Yes": {"No": 1.0}, "The plan fails": "Plan",
+             "Follow this plan": RIGHT}  # fmt: skip
+    answer = solve(talk(table), "critical_questions(max_tokens=90)", budget=Budget(500))
+    assert answer.answer == "4"
+    assert "the budget was kept for the answer: the plan stands unquestioned" in answer.notes
