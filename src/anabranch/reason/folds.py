@@ -82,3 +82,9 @@ def estimate(thought: Thought) -> float:
 def hope(thought: Thought) -> float:
     """h: what the last rating leaves open; 1 before the first."""
     return 1 - rating(thought, "last")
+
+
+def latest(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """The answer of the last draft: each outweighs all that came before it together."""
+    halves = {id(thought): 0.5**i for i, thought in enumerate(reversed(thoughts))}
+    return _tally(thoughts, lambda thought: halves[id(thought)], sum)
