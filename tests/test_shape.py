@@ -205,15 +205,14 @@ def draws(key: int, temperature: float = 1.0) -> Draws:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.6])
-@pytest.mark.parametrize("allowed", [(0,), (1, 3), (0, 1, 2, 3), (3,)])
+@pytest.mark.parametrize(("allowed", "temperature"), [((1, 3), 1.6), ((0,), 1.0), ((3,), 1.0)])
 def test_rejected_draws_estimate_the_mass_without_bias(
     allowed: tuple[int, ...], temperature: float
 ) -> None:
     """E[weight, token = x] is p(x) for every x that passes: the weights are proper."""
     p = np.array([0.55, 0.25, 0.15, 0.05])
     scores: F32 = np.log(p).astype(np.float32)
-    count = 6000
+    count = 1500
     weighed = np.zeros((count, 4))
     for key in range(count):
         drawn = draw_allowed(

@@ -10,7 +10,7 @@ import typer
 from anabranch.cli.app import app
 from anabranch.cli.terminal import print_json, print_table
 from anabranch.errors import unknown_name
-from anabranch.program.registry import Entry, OneOf, Parameter, Part
+from anabranch.program.registry import Entry, OneOf, Parameter, Part, Text
 from anabranch.reason.registry import strategies as all_strategies
 from anabranch.verify.registry import judges as all_judges
 
@@ -58,6 +58,8 @@ def _allowed(parameter: Parameter) -> str:
         return f"one of `anabranch {_LISTS[limits.kind]}`"
     if isinstance(limits, OneOf):
         return ", ".join(limits)
+    if isinstance(limits, Text):
+        return f"text of up to {limits.longest} characters"
     kind = "whole number" if parameter.kind is int else "number"
     begin = "above" if limits.low_open else "from"
     return f"{kind} {begin} {limits.low:.12g} to {limits.high:.12g}"
