@@ -133,7 +133,7 @@ def test_every_method_says_where_it_comes_from() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**64 - 1))
 def test_the_seed_decides_everything(name: str, seed: int) -> None:
     def evidence(answer: Answer) -> object:
