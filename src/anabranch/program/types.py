@@ -156,7 +156,8 @@ class Thought:
         parent: the thought it grew from.
         answer: its normalised answer, or None when none could be read.
         scores: ratings by judges, oldest first, each in [0, 1].
-        logp, logw: sums along its own steps, nats.
+        logp: sum along its own steps, nats.
+        logw: likewise, of a particle since it was last resampled.
         tokens: tokens sampled along its own steps.
         cost: cumulative cost in a best-first search.
         visits, total, prior: for tree search.

@@ -20,7 +20,7 @@ def majority(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     Ties go to the answer with the likeliest single thought (highest mean log-probability), then to
     the one given first.
     """
-    return _tally(thoughts, lambda thought: 1.0, sum)
+    return tally(thoughts, lambda thought: 1.0, sum)
 
 
 def best(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
@@ -29,10 +29,10 @@ def best(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     An answer weighs as much as its best thought's probability per token, so the weights tell how
     close the runners-up came.
     """
-    return _tally(thoughts, lambda thought: math.exp(mean_logp(thought)), max)
+    return tally(thoughts, lambda thought: math.exp(mean_logp(thought)), max)
 
 
-def _tally(
+def tally(
     thoughts: Sequence[Thought],
     weigh: Callable[[Thought], float],
     combine: Callable[[Iterable[float]], float],
@@ -56,22 +56,22 @@ def rating(thought: Thought, aggregate: str = "mean") -> float:
 
 def by_rating(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     """The answer of the best rated thought, by the mean over its path."""
-    return _tally(thoughts, rating, max)
+    return tally(thoughts, rating, max)
 
 
 def weighted(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     """One thought, a vote of its rating over its path (Li et al. 2023, section 3.2)."""
-    return _tally(thoughts, rating, sum)
+    return tally(thoughts, rating, sum)
 
 
 def by_value(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     """The answer of the thought of the highest value on average over its visits."""
-    return _tally(thoughts, lambda t: t.total / t.visits if t.visits else 0.0, max)
+    return tally(thoughts, lambda t: t.total / t.visits if t.visits else 0.0, max)
 
 
 def by_cost(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     """The answer of the cheapest path; one weighs exp(-cost), the cost yet to come included."""
-    return _tally(thoughts, lambda t: math.exp(-estimate(t)), max)
+    return tally(thoughts, lambda t: math.exp(-estimate(t)), max)
 
 
 def estimate(thought: Thought) -> float:
@@ -87,4 +87,4 @@ def hope(thought: Thought) -> float:
 def latest(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     """The answer of the last draft: each outweighs all that came before it together."""
     halves = {id(thought): 0.5**i for i, thought in enumerate(reversed(thoughts))}
-    return _tally(thoughts, lambda thought: halves[id(thought)], sum)
+    return tally(thoughts, lambda thought: halves[id(thought)], sum)

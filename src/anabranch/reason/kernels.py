@@ -46,7 +46,7 @@ def sampler(problem: Problem, *, skip: int = 0, **sampling: Any) -> Advance:
                 thought.logp += branch.last.logp
                 thought.logw += branch.last.logw
                 thought.tokens += len(branch.last.tokens)
-                thought.done = branch.last.stop == "end"
+                thought.done = branch.last.stop in ("end", "complete", "stuck")
             thought.text = branch.text[skip:]
             thought.answer = extract(thought.text, problem, done=thought.done)
         thought.done |= thought.answer is not None

@@ -1,0 +1,81 @@
+"""A particle filter over reasoning steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.types import Problem, Strategy, Thought
+from anabranch.reason.kernels import judge_steps, population, sampler
+from anabranch.reason.registry import (
+    JudgedBy,
+    MaxTokens,
+    OneOf,
+    Range,
+    Rounds,
+    Samples,
+    Steps,
+    Temperature,
+    boundary,
+    needs_partial,
+    strategy,
+)
+from anabranch.reason.resample import by_share, resampling
+
+POTENTIALS: dict[str, Callable[[float], float]] = {
+    "odds": lambda r: r / (1 - r) if r < 1 else math.inf,
+    "probability": lambda r: r,
+}
+"""What a rating is worth as a weight. Odds are what the published code takes."""
+
+MOST = 1e6
+"""Largest weight of one step, and one over the smallest: a judge who is sure may be wrong."""
+
+
+@strategy(
+    "particles",
+    paper="Puri et al. 2025, A probabilistic inference approach to inference-time scaling, sec. 3",
+    summary="n thoughts, resampled after every step in proportion to what a judge gives them.",
+    fold=by_share,
+)
+def particles(
+    *,
+    n: Samples = 16,
+    judge: JudgedBy = "likelihood",
+    potential: Annotated[str, OneOf(POTENTIALS)] = "odds",
+    ess: Annotated[float, Range(0, 1)] = 1.0,
+    step: Steps = "line",
+    step_tokens: MaxTokens = 96,
+    rounds: Rounds = 24,
+    temperature: Temperature = 1.0,
+) -> Strategy:
+    """Towards the posterior that weighs each text by the model and by every step's potential.
+
+    Departures: resampling is systematic, and with `ess` below 1 only when the effective number of
+    particles falls below that share; a finished particle keeps its weight instead of being weighed
+    anew every round, which would favour short texts; the answer is the posterior's mode, not the
+    last rating's best; another temperature than 1 is corrected for by the weights.
+    """
+    needs_partial("particles", judge)
+
+    async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        async def weigh(thoughts: list[Thought]) -> None:
+            before = [len(thought.scores) for thought in thoughts]
+            await judge_steps(judge, problem, thoughts)
+            for thought, known in zip(thoughts, before, strict=True):
+                for rating in thought.scores[known:]:
+                    worth = POTENTIALS[potential](rating)
+                    thought.logw += math.log(min(MOST, max(1 / MOST, worth)))
+
+        return await population(
+            [Thought(branch) for branch in root.fork(n)],
+            sampler(problem, temperature=temperature, until=boundary(step)),
+            resampling(ess, weigh),
+            limit=step_tokens,
+            rounds=rounds,
+        )
+
+    return run
