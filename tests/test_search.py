@@ -19,9 +19,10 @@ from tests.engines import run as run_checked
 from tests.noisy import best_rated, prepared, right, solve_many
 from tests.scripted import Rule, ask, scripted
 
-COUNT = 80
-"""Problems per cell. The standard error of a share is 0.056 at most, that of a difference on the
-same problems below 0.08; the gaps asked for are at least two of them below those expected."""
+COUNT = 40
+"""Problems per cell, the same in all. The standard error of a difference is 0.08 or less, and the
+gaps asked for lie two of them below those of 200 problems (`benchmarks/noisy.py`), or, where that
+would leave nothing, the direction alone is asked for. Seeds are fixed."""
 
 
 def judge_by(ratings: Mapping[str, float], seen: list[int] | None = None) -> Judge:
@@ -57,8 +58,8 @@ RATED = {"x": 0.9, "y": 0.8, "xx": 0.3, "xy": 0.2, "yx": 0.7, "yy": 0.6}
 @pytest.mark.parametrize(
     ("cost", "text", "expansions"),
     [
-        # x 0.2, y 0.4; then xx 1.5, xy 1.7; y is next: yx 0.8, yy 1.0; the end adds another h.
-        ("accumulated", "yx", 4),
+        # x 0.2, y 0.4; x on: xx 1.5, xy 1.7; y on: yx 0.8, yy 1.0; yx ends at 1.1, yy at 1.4.
+        ("accumulated", "yx", 5),
         # h falls from 1 at first, so x 0.1, y 0.2; then xx 1.3, xy 1.5: y goes on: yx 0.4.
         ("rise", "yx", 4),
         # What h falls by is a cost, so f stays near 1: x 1.0, y 1.0; x first, then xx 1.6, xy 1.7;
@@ -121,6 +122,14 @@ def test_subtrees_do_not_compete_and_a_beam_does() -> None:
     assert trees.answer == "xx"
 
 
+def test_pruning_drops_the_worst_and_keeps_the_least() -> None:
+    seen: list[int] = []
+    answer = solve(PAIRS, "early_pruning(n=16, quantile=0.5, least=3)", judge_by(RATED, seen))
+    assert seen == [17, 9, 5]  # with the root: 16 thoughts, then 8, then 4
+    assert len(answer.candidates) == 3
+    assert answer.text[0] == "x" or all(c.text[0] == "y" for c in answer.candidates)
+
+
 def test_what_a_beam_keeps_differs() -> None:
     beam = solve(PAIRS, "beam(width=4, fanout=32)", judge_by(RATED))
     assert sorted(candidate.text for candidate in beam.candidates) == sorted(PAIRS)
@@ -172,12 +181,15 @@ def test_priors_are_the_shares_of_coinciding_continuations() -> None:
 
 @pytest.mark.parametrize("strategy", ["astar", "dfs", "mcts"])
 def test_a_part_of_the_budget_is_kept_for_finishing(strategy: str) -> None:
-    """Eight steps and the end need 9 tokens: a quarter of 36 that the search leaves alone."""
-    for answer in solve_many(f"{strategy}(fanout=6)", 20, 8 + 36 + 4):
+    """Eight steps and the end need 9 tokens: a quarter of what 13 tokens of prompt leave of 49."""
+    for answer in solve_many(f"{strategy}(fanout=6)", 20, 13 + 36):
         assert any(candidate.done and len(candidate.text) == 8 for candidate in answer.candidates)
 
 
-@pytest.mark.parametrize("strategy", ["beam", "dvts", "astar", "dfs", "mcts"])
+SEARCHES = ["beam", "dvts", "early_pruning", "astar", "dfs", "mcts"]
+
+
+@pytest.mark.parametrize("strategy", SEARCHES)
 def test_a_judge_of_finished_thoughts_is_refused_before_anything_is_spent(strategy: str) -> None:
     with pytest.raises(InputError, match="unfinished"):
         prepared(strategy, Judge(judge_by({}).rate, partial=False, name="late")).make()
@@ -217,40 +229,49 @@ def share(strategy: str) -> float:
 
 
 def test_how_ratings_are_put_together_matters_more_than_samples() -> None:
-    """Theory: 0.46 by the last rating, 0.61 by their product, which is nearly every problem of
-    which one of sixteen thoughts is right."""
-    answers = solve_many("vote(n=16)", 4 * COUNT)
+    """0.46 by the last rating; by their product 0.61, which is nearly every problem of which one
+    of sixteen thoughts is right."""
+    answers = solve_many("vote(n=16)", 2 * COUNT)
     last, product = (sum(best_rated(answers, a)) / len(answers) for a in ("last", "product"))
     covered = sum(any(c.answer == "1" * 8 for c in a.candidates) for a in answers) / len(answers)
     expected = 1 - (1 - 0.7**8) ** 16
     assert abs(covered - expected) < 3 * math.sqrt(expected * (1 - expected) / len(answers))
-    assert last < product - 0.08
+    assert last < product - 0.05
     assert covered - 0.05 < product <= covered
 
 
-def test_search_by_steps_beats_samples_of_the_same_cost() -> None:
-    samples = sum(best_rated(solve_many("vote(n=16)", COUNT), "product")) / COUNT
-    for strategy in ("beam", "dvts", "astar"):
-        assert share(strategy) > samples + 0.12
-    cost = [
-        sum(answer.usage.sampled_tokens for answer in solve_many(strategy, COUNT)) / COUNT
-        for strategy in ("vote(n=16)", "beam", "dvts", "astar", "dfs")
-    ]
-    assert cost[1] <= cost[0] == cost[2] == 16 * 9
-    assert cost[4] < cost[3] < 0.6 * cost[0]
+def test_search_by_steps_beats_twice_as_many_samples() -> None:
+    """0.85 for half the tokens of 16 samples, of which the best is right in 0.61."""
+    samples = solve_many("vote(n=16)", 2 * COUNT)[:COUNT]
+    chosen = sum(best_rated(samples, "product")) / COUNT
+    cost = sum(answer.usage.sampled_tokens for answer in samples)
+    for strategy in ("beam(width=2)", "dvts(groups=2)", "astar"):
+        assert share(strategy) > chosen + 0.1
+        tokens = sum(a.usage.sampled_tokens for a in solve_many(strategy, COUNT))
+        assert tokens < 0.6 * cost
 
 
 def test_the_cost_rule_decides_a_star() -> None:
+    """0.88, 0.50 and 0.23."""
     accumulated, rise, consistent = (
         share(strategy) for strategy in ("astar", "astar(cost='rise')", "astar(cost='consistent')")
     )
-    assert accumulated > rise + 0.15
+    assert accumulated > rise + 0.2
     assert rise > consistent + 0.1
 
 
 def test_more_rounds_find_what_fools_the_last_rating_but_not_the_mean() -> None:
-    last = [share(f"mcts(rounds={n}, aggregate='last')") for n in (24, 96)]
-    mean = [share(f"mcts(rounds={n})") for n in (24, 96)]
-    assert last[1] < last[0] - 0.05
-    assert mean[1] > last[1] + 0.1
-    assert mean[1] >= mean[0] - 0.02
+    """By the last rating 0.89 after 32 rounds, 0.75 after 128; by the mean 0.90 after 64."""
+    few, many = (share(f"mcts(rounds={n}, aggregate='last')") for n in (32, 96))
+    assert many < few
+    assert share("mcts(rounds=64)") > many
+
+
+def test_giving_up_early_saves_tokens_and_little_else() -> None:
+    """What sixteen thoughts hold is found by the mean rating with four fifths of their tokens."""
+    samples = solve_many("vote(n=16)", 2 * COUNT)[:COUNT]
+    pruned = solve_many("early_pruning(quantile=0.1)", COUNT)
+    chosen = sum(best_rated(samples, "mean")) / COUNT
+    assert abs(sum(right(pruned)) / COUNT - chosen) < 0.2
+    tokens = [sum(a.usage.sampled_tokens for a in answers) for answers in (samples, pruned)]
+    assert tokens[1] < 0.8 * tokens[0]

@@ -223,13 +223,11 @@ async def grow(
         if spare < math.inf and not any(leaf.done for leaf in leaves):
             spare -= reserve
         leaf = pick(leaves)
-        if leaf is None or run.budget.over or spare <= 0:
+        if leaf is None or run.budget.over or spare < fanout:
             break
         children: list[Thought] = []
         if not leaf.done:
-            children = await _expand(
-                leaf, advance, int(min(limit, max(1, spare // fanout))), fanout
-            )
+            children = await _expand(leaf, advance, int(min(limit, spare // fanout)), fanout)
             await judge(children)
             leaves = [other for other in leaves if other is not leaf] + children
         elif accept is not None and accept(leaf):
