@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from anabranch.engine.grammar import choice
 from anabranch.errors import InputError
 from anabranch.program.budget import Budget
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem, Thought
-from anabranch.reason.mcts import Tree
+from anabranch.reason.folds import by_value
+from anabranch.reason.mcts import Tree, puct
+from anabranch.reason.rap import State, plan
 from anabranch.reason.registry import parse
 from anabranch.reason.solve import think
 from anabranch.verify.registry import Judge
@@ -145,7 +148,7 @@ def node(parent: Thought | None = None, prior: float = 1.0, value: float = 0.0) 
 
 def test_values_are_backed_up_along_the_path() -> None:
     root = node()
-    tree = Tree(root, 1.0)
+    tree = Tree(root, puct(1.0))
     left, right_ = node(root, 0.75, 0.4), node(root, 0.25, 0.8)
     assert tree.descend([]) is root
     tree.backup(root, [left, right_])
@@ -174,6 +177,85 @@ def test_priors_are_the_shares_of_coinciding_continuations() -> None:
     assert sum(priors.values()) == 1
     # Binomial(256, 0.75): further than 4 standard errors once in ten thousand.
     assert abs(priors["x"] - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 256)
+
+
+# ---- planning ------------------------------------------------------------------------------------
+
+
+def switches(text: str) -> State:
+    """Each letter turns a switch; all three must be on, and none may be turned off again."""
+    turned = [text.count(letter) for letter in "abc"]
+    answer = "lost" if max(turned) > 1 else "won" if turned == [1, 1, 1] else None
+    return State("\n", worth=0.0 if answer == "lost" else sum(turned) / 3, answer=answer)
+
+
+def planned(rollouts: int, seed: int) -> list[Thought]:
+    engine, run = scripted(lambda prompt, reply: dict.fromkeys("abc?", 1.0)), Run(seed=seed)
+    strategy = plan(switches, allow=choice(["a", "b", "c"]), rollouts=rollouts, exponents=(0, 1, 0))
+
+    async def program() -> list[Thought]:
+        thoughts = await strategy(Problem("?"), ask(engine, "?", run), run.budget)
+        run.drop_all()
+        return thoughts
+
+    return run_checked(engine, program())
+
+
+def test_a_simulator_stands_in_for_the_world_and_more_rollouts_find_its_way() -> None:
+    """A random order wins in 2 of 9; the world's worth leads there within a few rollouts."""
+    few, many = (
+        sum(by_value(planned(rollouts, seed))[0][0] == "won" for seed in range(12))
+        for rollouts in (1, 16)
+    )
+    assert many >= 11
+    assert few < 8
+
+
+def test_a_simulator_that_fails_ends_its_thought_and_is_told_of() -> None:
+    def broken(text: str) -> State:
+        raise RuntimeError("mine")
+
+    async def program() -> list[Thought]:
+        root = ask(engine, "?", run)
+        thoughts = await plan(broken, rollouts=3)(Problem("?"), root, run.budget)
+        run.drop_all()
+        return thoughts
+
+    engine, run = scripted({"go\n": 1.0}), Run()
+    assert all(thought.done for thought in run_checked(engine, program()))
+    assert run.remarks == ["the simulator failed: RuntimeError: mine"]
+
+
+def two_ways(prompt: str, reply: str) -> Mapping[str, float]:
+    """After "a" the world is sure; after "b" it is anyone's guess. Asked, "b" is called better."""
+    if "Is this" in reply:
+        asked = reply.rpartition(": ")[2]
+        good = 0.9 if reply.startswith("b") else 0.1
+        return {"yes"[len(asked) :]: good, "no"[len(asked) :]: 1 - good} if not asked else {"": 1}
+    if not reply:
+        return {"a\n": 0.5, "b\n": 0.5}
+    if len(reply) < 4 or (reply.endswith("\n") and reply.count("\n") < 2):
+        said = reply.partition("\n")[2]
+        return (
+            {"\n": 1.0}
+            if said or reply in "ab"
+            else dict.fromkeys("1234", 1.0)
+            if reply[0] == "b"
+            else {"1": 1.0}
+        )
+    return {"": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "text"), [("confidence=1, evaluation=0", "a"), ("confidence=0, evaluation=1", "b")]
+)
+def test_the_model_as_a_world_is_trusted_as_far_as_it_agrees_with_itself(
+    rewards: str, text: str
+) -> None:
+    rap = f"rap(actions=16, states=16, rollouts=8, {rewards}, step_tokens=64)"
+    answer = solve(two_ways, rap, judge_by({}))
+    assert answer.text[0] == text
+    assert (answer.usage.forced_tokens > 0) == ("evaluation=1" in rewards)
 
 
 # ---- budgets and judges --------------------------------------------------------------------------

@@ -181,6 +181,9 @@ Rating = Callable[[Sequence[Thought]], Awaitable[None]]
 RESERVE = 1 / 4
 """Share of the budget that is kept for finishing a thought, until one is finished."""
 
+LAST_STEPS = 64
+"""Most steps that it then takes alone."""
+
 
 async def grow(
     root: Thought,
@@ -227,7 +230,7 @@ async def grow(
             break
         children: list[Thought] = []
         if not leaf.done:
-            children = await _expand(leaf, advance, int(min(limit, spare // fanout)), fanout)
+            children = await _expand(leaf, advance, int(min(limit, spare / fanout)), fanout)
             await judge(children)
             leaves = [other for other in leaves if other is not leaf] + children
         elif accept is not None and accept(leaf):
@@ -243,7 +246,7 @@ async def grow(
         _retire(run, leaves, finished)
         return finished
     last = pick(leaves) or leaves[-1]
-    await population([last], advance, limit=limit, rounds=rounds)
+    await population([last], advance, limit=limit, rounds=LAST_STEPS)
     return [last, *(leaf for leaf in leaves if leaf is not last)]
 
 
