@@ -206,7 +206,7 @@ def test_a_failure_after_words_is_a_note_and_before_them_an_error(
         nonlocal draws
         draws += 1
         accept(request, result)  # type: ignore[arg-type]
-        if draws == 12:
+        if draws == 9:
             engine.core._finish(request, ResourceError("no room"))
 
     monkeypatch.setattr(Draw, "accept", failing)

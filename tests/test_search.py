@@ -258,6 +258,77 @@ def test_the_model_as_a_world_is_trusted_as_far_as_it_agrees_with_itself(
     assert (answer.usage.forced_tokens > 0) == ("evaluation=1" in rewards)
 
 
+# ---- narrated ------------------------------------------------------------------------------------
+
+
+IDEAS = ("a", "b", "c", "The answer is 5", "d: the answer is 7", "e", "f", "g")
+
+
+def narrator(prompt: str, reply: str) -> Mapping[str, float]:
+    """Writes one idea after the other. All look bad but b and d; of none it has no opinion."""
+    *lines, last = reply.split("\n")
+    if last.startswith("This looks "):
+        said, idea = last.removeprefix("This looks "), lines[-1]
+        good = {"b": 0.9, "d": 0.9, "": 0.5}.get(idea[:1], 0.2)
+        going = {"good": good, "bad": 1 - good}
+        return {w[len(said) :]: p for w, p in going.items() if w.startswith(said)} or {"": 1.0}
+    made = sum(line in IDEAS for line in lines)
+    if last.startswith("The answer is") and made < 3:  # asked to close
+        return {(" 9\n").removeprefix(last.removeprefix("The answer is")): 1.0}
+    return {f"{IDEAS[made]}\n".removeprefix(last): 1.0}
+
+
+def test_a_narration_goes_deep_first_and_takes_back_what_looks_bad() -> None:
+    engine, run = scripted(narrator), Run()
+    texts: list[str] = []
+
+    async def program(strategy: str) -> None:
+        named = parse(strategy)
+        (thought,) = await named.make()(Problem("?"), ask(engine, "?", run), run.budget)
+        texts.extend((thought.branch.text, thought.text))
+        run.drop_all()
+
+    run_checked(engine, program("narrated(fanout=3, temperature=0, rounds=8)"))
+    told, solution = texts
+    assert told == (
+        "a\nThis looks bad\nAnother idea instead of this:\nb\nThis looks good\n"
+        "Next step:\nc\nThis looks bad\nAnother idea instead of this:\n"
+        "The answer is 5\nThis looks bad\nAnother idea instead of this:\n"
+        "d: the answer is 7\nThis looks good"
+    )
+    assert solution == "b\nd: the answer is 7"
+
+
+def test_a_broad_narration_finishes_a_level_first() -> None:
+    engine, run = scripted(narrator), Run()
+
+    async def program() -> str:
+        strategy = parse("narrated(order='bfs', fanout=3, temperature=0, rounds=5)").make()
+        (thought,) = await strategy(Problem("?"), ask(engine, "?", run), run.budget)
+        told = thought.branch.text
+        run.drop_all()
+        assert thought.text == "b\nd: the answer is 7"
+        return told
+
+    told = run_checked(engine, program())
+    assert told.count("Another idea instead of this") == 3
+    assert "\nBack to where this was the last step: b\n" in told
+
+
+def test_a_narration_without_an_answer_is_made_to_close_with_one() -> None:
+    engine, run = scripted(narrator), Run()
+
+    async def program() -> Thought:
+        strategy = parse("narrated(fanout=3, temperature=0, rounds=2)").make()
+        (thought,) = await strategy(Problem("?"), ask(engine, "?", run), run.budget)
+        run.drop_all()
+        return thought
+
+    thought = run_checked(engine, program())
+    assert (thought.answer, thought.done) == ("9", True)
+    assert thought.text == "b\nThe answer is 9"
+
+
 # ---- budgets and judges --------------------------------------------------------------------------
 
 
