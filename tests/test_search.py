@@ -228,22 +228,14 @@ def test_a_simulator_that_fails_ends_its_thought_and_is_told_of() -> None:
 
 def two_ways(prompt: str, reply: str) -> Mapping[str, float]:
     """After "a" the world is sure; after "b" it is anyone's guess. Asked, "b" is called better."""
-    if "Is this" in reply:
-        asked = reply.rpartition(": ")[2]
+    if "yes or no: " in reply:
         good = 0.9 if reply.startswith("b") else 0.1
-        return {"yes"[len(asked) :]: good, "no"[len(asked) :]: 1 - good} if not asked else {"": 1}
-    if not reply:
-        return {"a\n": 0.5, "b\n": 0.5}
-    if len(reply) < 4 or (reply.endswith("\n") and reply.count("\n") < 2):
-        said = reply.partition("\n")[2]
-        return (
-            {"\n": 1.0}
-            if said or reply in "ab"
-            else dict.fromkeys("1234", 1.0)
-            if reply[0] == "b"
-            else {"1": 1.0}
-        )
-    return {"": 1.0}
+        return {"yes": good, "no": 1 - good} if reply.endswith(": ") else {"": 1.0}
+    action, entered, state = reply.partition("\n")
+    if not entered:
+        return {"\n": 1.0} if action else {"a": 0.5, "b": 0.5}
+    guesses = {"1": 1.0} if action == "a" else dict.fromkeys("1234", 0.25)
+    return {"": 1.0} if state.endswith("\n") else {"\n": 1.0} if state else guesses
 
 
 @pytest.mark.parametrize(
@@ -313,6 +305,19 @@ def test_a_broad_narration_finishes_a_level_first() -> None:
     told = run_checked(engine, program())
     assert told.count("Another idea instead of this") == 3
     assert "\nBack to where this was the last step: b\n" in told
+
+
+def test_the_least_bad_idea_goes_on_when_all_look_bad() -> None:
+    engine, run = scripted(narrator), Run()
+
+    async def program() -> str:
+        strategy = parse("narrated(fanout=1, temperature=0, rounds=2)").make()
+        (thought,) = await strategy(Problem("?"), ask(engine, "?", run), run.budget)
+        run.drop_all()
+        return thought.text
+
+    # After a, which looks bad, there is nothing else; then the rounds are over.
+    assert run_checked(engine, program()) == "a\nb\nThe answer is 9"
 
 
 def test_a_narration_without_an_answer_is_made_to_close_with_one() -> None:

@@ -215,7 +215,7 @@ async def grow(
 
     Returns:
         The finished leaves, the accepted one first. When there are none, the leaf next in turn goes
-        on alone, on what was kept back for that, and all leaves are returned, this one first.
+        on alone, on what was kept back for that: it alone if it gets there, else all leaves.
     """
     run = root.branch.run
     leaves = [root]
@@ -242,12 +242,14 @@ async def grow(
             kept = keep(leaves)
             _retire(run, leaves, kept)
             leaves = kept
+    if not any(leaf.done for leaf in leaves):
+        last = pick(leaves) or leaves[-1]
+        await population([last], advance, limit=limit, rounds=LAST_STEPS)
+        leaves = [last, *(leaf for leaf in leaves if leaf is not last)]
     if finished := [leaf for leaf in leaves if leaf.done]:
         _retire(run, leaves, finished)
         return finished
-    last = pick(leaves) or leaves[-1]
-    await population([last], advance, limit=limit, rounds=LAST_STEPS)
-    return [last, *(leaf for leaf in leaves if leaf is not last)]
+    return leaves
 
 
 async def _expand(leaf: Thought, advance: Advance, limit: int, fanout: int) -> list[Thought]:

@@ -23,7 +23,7 @@ from anabranch.reason.registry import (
 )
 
 RATE = "\nThis looks "
-VERDICTS = ["good", "bad"]
+VERDICTS = ["bad", "good"]  # the first of equals
 AFTER = "\nNext step:\n"
 INSTEAD = "\nAnother idea instead of this:\n"
 BACK = "\nBack to where this was the last step: {}\nAnother next step:\n"
@@ -58,8 +58,9 @@ def narrated(
 
     Where to go on, what to go back to and when to give up follow from `order`; the model writes
     `rounds` ideas at most, a line each, and says of each whether it looks good or bad, against what
-    it would say of no idea at all. A good idea that states an answer ends the search. Without one,
-    the text is made to close with an answer. `n` narrations vote.
+    it would say of no idea at all. A good idea that states an answer ends the search; when all look
+    bad, the least bad goes on. Without an answer the text is made to close with one. `n` narrations
+    vote.
 
     Departures: the paper asks for the form in the prompt, which small models do not keep; here it
     is forced, and the model's moves are choices.
@@ -77,10 +78,17 @@ def narrated(
     async def narrate(thought: Thought, silent: Branch, problem: Problem) -> None:
         before: Place | None = None
         latest: Place | None = None
+        rejected: list[tuple[float, Place]] = []
         places, answered = [Place((), fanout)], False
         for _ in range(rounds):
-            if not places or thought.branch.run.budget.over:
+            if thought.branch.run.budget.over:
                 break
+            if not places:  # all looked bad: the least bad of them
+                if not rejected:
+                    break
+                least = max(rejected, key=lambda r: r[0])
+                rejected.remove(least)
+                places = [least[1]]
             place = places[-1 if order == "dfs" else 0]
             lead = "" if before is None else _lead(place, before, latest)
             if lead and not await tell(thought, lead):
@@ -88,7 +96,8 @@ def narrated(
             place.tries -= 1
             idea = await write(thought, place.steps)
             here = (*place.steps, idea)
-            good = bool(idea) and await looks_good(thought, silent)
+            share = await looks_good(thought, silent) if idea else 0.0
+            good = share > 0.5
             answer = extract("\n".join(here), problem, done=False)
             if answer is not None and (good or not answered):
                 thought.text, thought.answer, answered = "\n".join(here), answer, True
@@ -96,9 +105,12 @@ def narrated(
                 break
             before, latest = place, None
             places = [p for p in places if p.tries]
-            if good and answer is None:
+            if idea and answer is None:
                 latest = Place(here, fanout)
-                places.append(latest)
+                if good:
+                    places.append(latest)
+                else:
+                    rejected.append((share, latest))
         if not answered and await tell(thought, CLOSE):
             steps = max((p.steps for p in places), key=len, default=())
             end = await write(thought, steps, CLOSE.strip())
@@ -124,11 +136,11 @@ def narrated(
                 thought.text = "\n".join([*steps, f"{opening} {idea}".strip()])
         return idea
 
-    async def looks_good(thought: Thought, silent: Branch) -> bool:
+    async def looks_good(thought: Thought, silent: Branch) -> float:
         if not await tell(thought, RATE):
-            return False
-        verdict, _ = await choose(thought.branch, VERDICTS, prior=silent)
-        return verdict == VERDICTS[0]
+            return 0.0
+        _, shares = await choose(thought.branch, VERDICTS, prior=silent)
+        return shares["good"]
 
     return run
 
