@@ -8,24 +8,30 @@ about a prefix but for a unit normal of its own, the same whenever that prefix i
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
+from anabranch.engine.core import EngineCore
+from anabranch.program.budget import Budget
+from anabranch.program.engine import Engine
 from anabranch.program.registry import Named
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem, Thought
+from anabranch.reason.folds import AGGREGATES
 from anabranch.reason.registry import parse
 from anabranch.reason.solve import think
 from anabranch.verify.registry import Judge
-from tests.scripted import ask, scripted
+from tests.scripted import ChatTokenizer, ScriptedDecoder, ask
 
 STEPS = 8
 RIGHT = 0.7
 TRUTH = "1" * STEPS
-SIGNAL = 1.25
 WRONG = "2345"
+SIGNAL = 1.25
 """How far right and wrong prefixes lie from the judge's zero, in units of its noise."""
 
 
@@ -41,43 +47,58 @@ def noise(seed: int, prefix: str) -> float:
     return NormalDist().inv_cdf((zlib.crc32(f"{seed}:{prefix}".encode()) + 0.5) / 2**32)
 
 
-async def _rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
-    def one(thought: Thought) -> float:
-        signal = SIGNAL if TRUTH.startswith(thought.text) else -SIGNAL
-        seen = signal + noise(thought.branch.run.seed, thought.text)
-        return 1 / (1 + math.exp(-2 * seen))
+def seen(seed: int, prefix: str) -> float:
+    """What the judge makes of a prefix, in [0, 1]."""
+    signal = SIGNAL if TRUTH.startswith(prefix) else -SIGNAL
+    return 1 / (1 + math.exp(-2 * (signal + noise(seed, prefix))))
 
-    return [one(thought) for thought in thoughts]
+
+async def _rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+    return [seen(thought.branch.run.seed, thought.text) for thought in thoughts]
 
 
 JUDGE = Judge(_rate, name="noisy")
 
 
-def prepared(strategy: str) -> Named:
-    """A strategy with the noisy judge and steps of one digit, where it has such parameters."""
+def prepared(strategy: str, judge: Judge = JUDGE) -> Named:
+    """A strategy with a judge of ours and steps of one token, where it has such parameters."""
     named = parse(strategy)
-    ours = {"judge": JUDGE, "step_tokens": 1, "temperature": 1.0}
+    ours = {"judge": judge, "step_tokens": 1, "temperature": 1.0}
     return Named(named.entry, {k: ours.get(k, v) for k, v in named.values.items()})
 
 
-def solve_many(strategy: str, count: int, first: int = 0) -> list[Answer]:
-    """Answers to as many problems, which differ in their seeds only."""
+@functools.cache
+def solve_many(strategy: str, count: int, tokens: int | None = None) -> list[Answer]:
+    """Answers to as many problems, which differ in their seeds only, each within a budget."""
     named = prepared(strategy)
-    engine = scripted(solver, pages=8192)
+    # All problems take part in every pass.
+    decoder: Any = ScriptedDecoder(solver, max_rows=1 << 14)
+    engine = Engine(EngineCore(decoder, pages=8192), ChatTokenizer())  # type: ignore[arg-type]
 
     async def one(seed: int) -> Answer:
         problem = Problem("How many?", kind="number")
-        run = Run(seed=seed)
+        run = Run(seed=seed, budget=Budget(tokens))
         return await think(
             problem, lambda p, run: ask(engine, p.text, run), named, run, model="noisy"
         )
 
     async def program() -> list[Answer]:
-        return await asyncio.gather(*(one(first + i) for i in range(count)))
+        return await asyncio.gather(*(one(seed) for seed in range(count)))
 
     return asyncio.run(program())
 
 
-def accuracy(answers: Sequence[Answer]) -> float:
-    """Share of the answers that are right."""
-    return sum(answer.answer == TRUTH for answer in answers) / len(answers)
+def right(answers: Sequence[Answer]) -> list[bool]:
+    """Which answers are right."""
+    return [answer.answer == TRUTH for answer in answers]
+
+
+def best_rated(answers: Sequence[Answer], aggregate: str) -> list[bool]:
+    """Whether the best rated of each answer's candidates is right."""
+
+    def worth(seed: int, text: str) -> float:
+        ratings = [seen(seed, text[: i + 1]) for i in range(len(text))]
+        return AGGREGATES[aggregate](ratings)
+
+    best = [max((c.text for c in a.candidates), key=lambda t: worth(a.seed, t)) for a in answers]
+    return [text == TRUTH for text in best]

@@ -185,6 +185,9 @@ Rating = Callable[[Sequence[Thought]], Awaitable[None]]
 RESERVE = 1 / 4
 """Share of the budget that is kept for finishing a thought, until one is finished."""
 
+LAST_STEPS = 64
+"""Most steps that it then takes alone."""
+
 
 async def grow(
     root: Thought,
@@ -216,7 +219,7 @@ async def grow(
 
     Returns:
         The finished leaves, the accepted one first. When there are none, the leaf next in turn goes
-        on alone, on what was kept back for that, and all leaves are returned, this one first.
+        on alone, on what was kept back for that: it alone if it gets there, else all leaves.
     """
     run = root.branch.run
     leaves = [root]
@@ -227,13 +230,11 @@ async def grow(
         if spare < math.inf and not any(leaf.done for leaf in leaves):
             spare -= reserve
         leaf = pick(leaves)
-        if leaf is None or run.budget.over or spare <= 0:
+        if leaf is None or run.budget.over or spare < fanout:
             break
         children: list[Thought] = []
         if not leaf.done:
-            children = await _expand(
-                leaf, advance, int(min(limit, max(1, spare // fanout))), fanout
-            )
+            children = await _expand(leaf, advance, int(min(limit, spare / fanout)), fanout)
             await judge(children)
             leaves = [other for other in leaves if other is not leaf] + children
         elif accept is not None and accept(leaf):
@@ -245,12 +246,14 @@ async def grow(
             kept = keep(leaves)
             _retire(run, leaves, kept)
             leaves = kept
+    if not any(leaf.done for leaf in leaves):
+        last = pick(leaves) or leaves[-1]
+        await population([last], advance, limit=limit, rounds=LAST_STEPS)
+        leaves = [last, *(leaf for leaf in leaves if leaf is not last)]
     if finished := [leaf for leaf in leaves if leaf.done]:
         _retire(run, leaves, finished)
         return finished
-    last = pick(leaves) or leaves[-1]
-    await population([last], advance, limit=limit, rounds=rounds)
-    return [last, *(leaf for leaf in leaves if leaf is not last)]
+    return leaves
 
 
 async def _expand(leaf: Thought, advance: Advance, limit: int, fanout: int) -> list[Thought]:

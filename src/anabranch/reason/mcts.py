@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from anabranch.program.branch import Branch
@@ -25,25 +25,35 @@ from anabranch.reason.registry import (
     strategy,
 )
 
+Bonus = Callable[[Thought, Thought], float]
+"""What a parent's child is worth trying for, beside its value."""
+
+
+def puct(weight: float) -> Bonus:
+    """weight * prior * sqrt(visits of the parent) / (1 + visits)."""
+    return lambda parent, child: (
+        weight * child.prior * math.sqrt(parent.visits) / (1 + child.visits)
+    )
+
+
+def uct(weight: float) -> Bonus:
+    """weight * sqrt(ln(visits of the parent) / visits)."""
+    return lambda parent, child: weight * math.sqrt(math.log(parent.visits) / child.visits)
+
 
 class Tree:
     """Visits and values of a tree of thoughts."""
 
-    def __init__(self, root: Thought, weight: float) -> None:
-        self.root, self._weight = root, weight
+    def __init__(self, root: Thought, bonus: Bonus) -> None:
+        self.root, self._bonus = root, bonus
         self._children: dict[int, list[Thought]] = {}
 
     def descend(self, leaves: list[Thought]) -> Thought:
-        """From the root to a leaf, by what a child is worth and how little it was tried.
-
-        PUCT: total / visits + c * prior * sqrt(the parent's visits) / (1 + visits).
-        """
+        """From the root to a leaf: the child that is worth most on average, with its bonus."""
         node = self.root
         while children := self._children.get(id(node)):
-            bonus = self._weight * math.sqrt(node.visits)
-            node = max(
-                children, key=lambda t: t.total / t.visits + bonus * t.prior / (1 + t.visits)
-            )
+            worth = [t.total / t.visits + self._bonus(node, t) for t in children]
+            node = children[worth.index(max(worth))]
         return node
 
     def backup(self, leaf: Thought, children: list[Thought]) -> None:
@@ -91,7 +101,7 @@ def mcts(
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         start = Thought(root.fork())
-        tree = Tree(start, c_puct)
+        tree = Tree(start, puct(c_puct))
 
         async def rate(thoughts: Sequence[Thought]) -> None:
             await judge_steps(judge, problem, thoughts)
