@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from anabranch.cli import chat, doctor, models, solve, trace  # noqa: F401
+from anabranch.cli import chat, doctor, judges, models, solve, trace  # noqa: F401
 from anabranch.cli.app import app
 
 
