@@ -191,7 +191,7 @@ async def fit_to(
 
 @judge(
     "value",
-    paper="Chen et al. 2024, AlphaMath almost zero, section 3.2 (value head)",
+    paper="Chen et al. 2024, AlphaMath almost zero (value head)",
     summary="A linear head on hidden states, made by `anabranch fit-judge`; costs no tokens.",
 )
 def value(*, head: Annotated[str, Text()] = "") -> Judge:
