@@ -129,6 +129,27 @@ def test_a_shared_step_is_asked_about_once() -> None:
     assert once == twice
 
 
+def test_a_longer_chain_asks_about_its_new_step_only() -> None:
+    engine, run = scripted(strict), Run()
+
+    async def program() -> None:
+        root, judge = ask(engine, QUESTION, run), parse("natural_program(votes=1)").make()
+        spent = []
+        for text in (CHAIN.splitlines()[0], CHAIN):
+            before = run.budget.spent_tokens
+            thought = Thought(root.fork(), text=text)
+            await thought.branch.force(text)
+            (rating,) = await rate(judge, Problem(QUESTION), [thought])
+            spent.append(run.budget.spent_tokens - before - len(text))
+        assert rating == pytest.approx(0.81, abs=1e-3)
+        premises, steps = statements(QUESTION, CHAIN)
+        shown = [len(context(premises, steps, step)) for step in steps]
+        assert spent[1] - spent[0] == shown[1] - shown[0]
+        run.drop_all()
+
+    run_checked(engine, program())
+
+
 @pytest.mark.parametrize("tokens", [60, 150, 330])
 def test_a_budget_for_some_steps_leaves_the_chain_unknown(tokens: int) -> None:
     run = rated(strict, [CHAIN], tokens=tokens)

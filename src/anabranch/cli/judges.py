@@ -88,7 +88,10 @@ def judge_report(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     offline: Offline = False,
 ) -> None:
-    """How well judges tell right solutions from wrong ones. An AUC of 0.5 is worth nothing."""
+    """How well judges tell right solutions from wrong ones. An AUC of 0.5 is worth nothing.
+
+    Take other solutions than those that a judge was fitted to.
+    """
     known = read_records(records)
     asked = [parse(text).make() for text in judge or ("likelihood", "self_rating")]
     with load_model(model, threads=threads, kv=kv, offline=offline, quiet=as_json) as lm:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
+from weakref import WeakKeyDictionary
 
 from anabranch.program.branch import Branch
 from anabranch.program.registry import Range
+from anabranch.program.run import Run
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Thought
 from anabranch.verify.asking import VERDICTS, answers, open_aside
@@ -49,9 +51,11 @@ def natural_program(*, votes: Annotated[int, Range(1, 99)] = 3) -> Judge:
     from the probability of Yes. A step that cites nothing is shown all statements before it. The
     question put is shorter than the paper's one-shot prompt.
     """
+    # A search rates the same first steps again and again.
+    known_verdicts: WeakKeyDictionary[Run, dict[str, float]] = WeakKeyDictionary()
 
     async def rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
-        verdicts: dict[str, float | None] = {}
+        verdicts = known_verdicts.setdefault(thoughts[0].branch.run, {})
         contexts: list[list[str]] = []
         asked: dict[str, Branch] = {}
         for thought in thoughts:
@@ -62,15 +66,18 @@ def natural_program(*, votes: Annotated[int, Range(1, 99)] = 3) -> Judge:
                 )
             contexts.append([context(premises, steps, step) for step in steps])
             for text in contexts[-1]:
-                asked.setdefault(text, thought.branch)
+                if text not in verdicts:
+                    asked.setdefault(text, thought.branch)
 
         async def each(text: str, beside: Branch) -> None:
-            verdicts[text] = await _verdict(beside, text)
+            verdict = await _verdict(beside, text)
+            if verdict is not None:
+                verdicts[text] = verdict
 
         await together(each(text, beside) for text, beside in asked.items())
         ratings = []
         for texts in contexts:
-            chances = [verdicts[text] for text in texts]
+            chances = [verdicts.get(text) for text in texts]
             known = [majority(chance, votes) for chance in chances if chance is not None]
             value = 1.0
             for chance in known:
@@ -95,7 +102,7 @@ async def _verdict(beside: Branch, text: str) -> float | None:
 def statements(question: str, text: str) -> tuple[list[Statement], list[Statement]]:
     """Premises of a question, and steps of a text with what they cite.
 
-    Numbers that lines bear (`#4. ...`) count where they are new; lines without one go on counting.
+    Numbers that lines bear (`#4. ...`) count where they go up; all other lines go on counting.
     """
     sentences = [s.strip() for s in _SENTENCE.split(question[:MAX_READ]) if s.strip()]
     premises = [Statement(i, sentence) for i, sentence in enumerate(sentences, 1)]
@@ -107,9 +114,8 @@ def statements(question: str, text: str) -> tuple[list[Statement], list[Statemen
         said = " ".join(_CITED.sub(" ", rest).split())
         if not said:
             continue
-        number = (
-            int(bears[1]) if bears and int(bears[1]) not in known else max(known, default=0) + 1
-        )
+        last = max(known, default=0)
+        number = int(bears[1]) if bears and int(bears[1]) > last else last + 1
         there = tuple(dict.fromkeys(n for n in cited if n in known))
         steps.append(Statement(number, said, there or None))
         known.add(number)
