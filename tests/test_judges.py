@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -23,7 +24,7 @@ from anabranch.program.run import Run
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.registry import parse as parse_strategy
 from anabranch.reason.solve import think
-from anabranch.verify import registry
+from anabranch.verify import equality, registry
 from anabranch.verify.equality import numeric, symbolic
 from anabranch.verify.registry import UNKNOWN, Judge, judges, parse, rate
 from anabranch.verify.value import Head
@@ -670,7 +671,12 @@ def test_numbers_within_a_tolerance() -> None:
         ("x+1", "x-1", False),
         ("\\frac{1}{", "0.5", False),
         ("", "1", False),
+        ("x^2y^2", "y^2x^2", True),
+        ("(x^2)(y)^2", "y^2x^2", True),
         ("9^{9^{9^9}}", "1", False),
+        ("9^9^9", "1", False),
+        ("9^(9)^9", "1", False),
+        ("9^{-{9}^{9}}", "1", False),
         ("2**99999999", "1", False),
         ("(9999)!", "1", False),
         ("(" * 5000, "1", False),
@@ -681,6 +687,21 @@ def test_numbers_within_a_tolerance() -> None:
 def test_equal_formulas(a: str, b: str, same: bool) -> None:
     pytest.importorskip("math_verify")
     assert symbolic(a, b) is same
+
+
+def test_a_formula_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    assert symbolic("x+1", "1+x")  # it is running
+    monkeypatch.setattr(equality, "MAX_SECONDS", 0.3)
+    began = time.monotonic()
+    assert not symbolic("(a+b+c+d+e)^{60}", "(a+b+c+d-e)^{61}")
+    assert time.monotonic() - began < 5
+    monkeypatch.undo()
+    assert symbolic("x+1", "1+x")  # by the next process
+    assert equality._WORKER._process is not None
+    equality._WORKER._process.kill()
+    assert not symbolic("x+2", "2+x")  # it died under it
+    assert symbolic("x+2", "2+x")
 
 
 def test_formulas_without_the_package_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
