@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,9 +24,10 @@ from anabranch.program.run import Run
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.registry import parse as parse_strategy
 from anabranch.reason.solve import think
-from anabranch.verify import registry
+from anabranch.verify import equality, registry
 from anabranch.verify.equality import numeric, symbolic
 from anabranch.verify.registry import UNKNOWN, Judge, judges, parse, rate
+from anabranch.verify.value import Head
 from tests.engines import run as run_checked
 from tests.scripted import Rule, ask, replies, scripted
 
@@ -92,14 +96,21 @@ def opinion(said: Mapping[str, float], otherwise: float = 0.5) -> Rule:
 # ---- laws of every judge -------------------------------------------------------------------------
 
 NAMES = [entry.name for entry in judges()]
-TEXTS = {"value": "", "reward": 'reward(model="other")'}
-"""How to type a judge that needs more than its name; "" where it needs a file."""
+TEXTS = {"value": "value(head={head!r})", "reward": 'reward(model="other")'}
+"""How to type a judge that needs more than its name."""
 
 SAYING = {"Yes": 0.4, "No": 0.3, "(A)": 0.2, "5": 0.1}
 
 
-def law_judges() -> list[str]:
-    return [text for name in NAMES if (text := TEXTS.get(name, name))]
+LAWS = [TEXTS.get(name, name) for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A value head for the scripted model."""
+    path = tmp_path_factory.mktemp("judges") / "head.npz"
+    Head(np.full(260, 0.01), 0.1).save(path)
+    return path
 
 
 def test_every_judge_says_where_it_comes_from() -> None:
@@ -111,14 +122,14 @@ def test_every_judge_says_where_it_comes_from() -> None:
             assert isinstance(parameter.limits, Part) or checked == parameter.default
 
 
-@pytest.mark.parametrize("text", law_judges())
+@pytest.mark.parametrize("text", LAWS)
 @settings(max_examples=8)
 @given(extra=st.integers(0, 900), seed=st.integers(0, 2**32))
 def test_a_judge_changes_no_branch_and_spends_no_more_than_there_is(
-    text: str, extra: int, seed: int
+    text: str, extra: int, seed: int, head: Path
 ) -> None:
     world = World(SAYING, tokens=60 + extra, seed=seed)
-    judge = made(text)
+    judge = made(text.format(head=str(head)))
     second = scripted({"Yes": 0.9, "No": 0.1})
     world.run.load = lambda name: second
 
@@ -144,15 +155,15 @@ def test_a_judge_changes_no_branch_and_spends_no_more_than_there_is(
     world(program)
 
 
-@pytest.mark.parametrize("text", law_judges())
-def test_the_seed_decides_what_a_judge_says(text: str) -> None:
+@pytest.mark.parametrize("text", LAWS)
+def test_the_seed_decides_what_a_judge_says(text: str, head: Path) -> None:
     def once() -> list[float]:
         world, found = World(SAYING, seed=7), list[float]()
         world.run.load = lambda name: scripted({"Yes": 0.9, "No": 0.1})
 
         async def program() -> None:
             thoughts = [await world.thought(f"1\n{n}.", str(n)) for n in (4, 5, 4)]
-            found.extend(await rate(made(text), SUM, thoughts))
+            found.extend(await rate(made(text.format(head=str(head))), SUM, thoughts))
 
         world(program)
         return found
@@ -160,15 +171,15 @@ def test_the_seed_decides_what_a_judge_says(text: str) -> None:
     assert once() == once()
 
 
-@pytest.mark.parametrize("text", law_judges())
-def test_a_judge_of_dropped_branches_does_not_end_the_search(text: str) -> None:
+@pytest.mark.parametrize("text", LAWS)
+def test_a_judge_of_dropped_branches_does_not_end_the_search(text: str, head: Path) -> None:
     world = World(SAYING)
     world.run.load = lambda name: scripted({"Yes": 0.9, "No": 0.1})
 
     async def program() -> None:
         thoughts = [await world.thought("So 4.", "4"), await world.thought("So 5.", "5")]
         thoughts[0].branch.drop()
-        ratings = await rate(made(text), SUM, thoughts)
+        ratings = await rate(made(text.format(head=str(head))), SUM, thoughts)
         assert all(0 <= rating <= 1 for rating in ratings)
 
     world(program)
@@ -660,7 +671,12 @@ def test_numbers_within_a_tolerance() -> None:
         ("x+1", "x-1", False),
         ("\\frac{1}{", "0.5", False),
         ("", "1", False),
+        ("x^2y^2", "y^2x^2", True),
+        ("(x^2)(y)^2", "y^2x^2", True),
         ("9^{9^{9^9}}", "1", False),
+        ("9^9^9", "1", False),
+        ("9^(9)^9", "1", False),
+        ("9^{-{9}^{9}}", "1", False),
         ("2**99999999", "1", False),
         ("(9999)!", "1", False),
         ("(" * 5000, "1", False),
@@ -671,6 +687,21 @@ def test_numbers_within_a_tolerance() -> None:
 def test_equal_formulas(a: str, b: str, same: bool) -> None:
     pytest.importorskip("math_verify")
     assert symbolic(a, b) is same
+
+
+def test_a_formula_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    assert symbolic("x+1", "1+x")  # it is running
+    monkeypatch.setattr(equality, "MAX_SECONDS", 0.3)
+    began = time.monotonic()
+    assert not symbolic("(a+b+c+d+e)^{60}", "(a+b+c+d-e)^{61}")
+    assert time.monotonic() - began < 5
+    monkeypatch.undo()
+    assert symbolic("x+1", "1+x")  # by the next process
+    assert equality._WORKER._process is not None
+    equality._WORKER._process.kill()
+    assert not symbolic("x+2", "2+x")  # it died under it
+    assert symbolic("x+2", "2+x")
 
 
 def test_formulas_without_the_package_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

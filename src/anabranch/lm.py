@@ -91,7 +91,7 @@ def load(
     decoder = Decoder(file, ops, max_rows=max_rows, kv=storage, progress=loading)
     name = str(model) if not Path(str(model)).exists() else file.name
     fingerprint = file.fingerprint + ("" if kv == "f32" else f"+kv-{kv}")
-    engine = Engine(EngineCore(decoder, pages=pages), tokenizer, fingerprint=fingerprint)
+    engine = Engine(EngineCore(decoder, pages=pages), tokenizer)
     another = partial(
         load, backend=backend, threads=threads, kv=kv, max_rows=max_rows, offline=offline
     )
@@ -117,6 +117,7 @@ class LM:
     ) -> None:
         """`another` loads models that programs want beside this one, such as reward models."""
         self.engine, self.name, self.fingerprint = engine, name, fingerprint
+        engine.fingerprint = fingerprint
         self.tokenizer = engine.tokenizer
         self._another, self._others = another, dict[str, LM]()
 

@@ -6,6 +6,9 @@ import os
 import sys
 
 from anabranch.cli import chat, doctor, models, solve, strategies, trace  # noqa: F401
+
+
+from anabranch.cli import chat, doctor, judges, models, solve, trace  # noqa: F401
 from anabranch.cli.app import app
 
 

@@ -39,14 +39,14 @@ class Engine:
 
     Works with one event loop at a time: while operations are pending, no other loop may use it.
 
-    Args:
-        fingerprint: which weights these are, for what was fitted to them.
+    Attributes:
+        fingerprint: which weights these are, for what was fitted to them; "" if nobody said.
     """
 
-    def __init__(self, core: EngineCore, tokenizer: Tokenizer, *, fingerprint: str = "") -> None:
+    def __init__(self, core: EngineCore, tokenizer: Tokenizer) -> None:
         self.core = core
         self.tokenizer = tokenizer
-        self.fingerprint = fingerprint
+        self.fingerprint = ""
         self.activity = 0
         self._passes: Coroutine[Any, Any, None] | None = None
         self._driver: asyncio.Task[None] | None = None

@@ -42,7 +42,7 @@ def cascade(
 @judge(
     "stage",
     paper="Ye et al. 2025, Llasa: scaling train-time and inference-time compute for speech "
-    "synthesis, section 3.3",
+    "synthesis",
     summary="A judge of the process until a share of the budget is spent, then one of the outcome.",
 )
 def stage(
@@ -72,7 +72,7 @@ def stage(
 @judge(
     "repeat",
     paper="Lightman et al. 2023, Let's verify step by step; averaging of verdicts: Zhang et al. "
-    "2024, Generative verifiers, section 4",
+    "2024, Generative verifiers",
     summary="The mean of k ratings by a judge that draws at random.",
 )
 def repeat(*, judge: JudgedBy = "verdict", k: Times = 4) -> Judge:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
-import logging
+import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
+import threading
 from fractions import Fraction
 from typing import Any
 
@@ -14,10 +20,15 @@ from anabranch.program.answers import normalise_number
 MAX_FORMULA = 240
 """Longest formula that is parsed, in characters."""
 
-# What makes short texts expensive: powers of powers, large exponents, factorials, long sums, and
-# nesting.
-_TOWER = re.compile(r"(?:\^|\*\*)[^+\-,;=]{0,40}(?:\^|\*\*)")
-_LARGE_POWER = re.compile(r"(?:\^|\*\*)\s{0,4}[{(]?\s{0,4}[-+]?(?:\d{4,}|\d+\s*e)")
+MAX_SECONDS = 5.0
+"""Longest that one comparison may take; formulas that take longer count as different."""
+
+START_SECONDS = 120.0
+"""Longest that loading the computer algebra system may take."""
+
+# What makes short texts expensive, besides powers of powers: exponents of three digits, factorials,
+# sums, and nesting.
+_LARGE_POWER = re.compile(r"\^[\s{(+-]{0,9}(?:\d[^\w^{}()]*){3}")
 _EXPENSIVE = re.compile(r"!|\\(?:sum|prod|int|lim|binom)|\d{61}|factorial|gamma|\be\d{3}", re.I)
 _MAX_DEPTH = 24
 
@@ -39,8 +50,9 @@ def numeric(answer: str, expected: str, tolerance: float = 0.0) -> bool:
 def symbolic(answer: str, expected: str) -> bool:
     """Whether two formulas (LaTeX or plain) are equal as mathematics: `x+1` and `1+x` are.
 
-    Numbers that `numeric` finds equal are equal without parsing anything. A formula that could
-    take long to evaluate is equal to nothing but its own text.
+    Numbers that `numeric` finds equal are equal without parsing anything. What takes
+    longer than `MAX_SECONDS`, or surely would, is equal to nothing but its own text. The work is
+    done in a process of its own, which is started when first needed.
 
     Raises:
         InputError: math-verify is not installed.
@@ -49,15 +61,91 @@ def symbolic(answer: str, expected: str) -> bool:
         return True
     if not (_cheap(answer) and _cheap(expected)):
         return False
-    math_verify = _math_verify()
-    try:
-        # Its own timeouts work in the main thread only: what is slow was refused above.
-        wanted, given = (
-            math_verify.parse(f"${text}$", parsing_timeout=None) for text in (expected, answer)
+    if importlib.util.find_spec("math_verify") is None:
+        raise InputError(
+            "symbolic comparison needs a package that is not here", got="math-verify",
+            fix="pip install math-verify",
+        )  # fmt: skip
+    return _WORKER.equal(answer, expected)
+
+
+class _Worker:
+    """A process that compares formulas, and is killed when one takes too long.
+
+    Some short formulas keep a computer algebra system busy for hours, and nothing but the end of
+    the process stops it.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def equal(self, answer: str, expected: str) -> bool:
+        with self._lock:
+            try:
+                if self._process is None:
+                    self._process = self._start()
+                    self._tell(self._process, b"", START_SECONDS)
+                said = self._tell(
+                    self._process, json.dumps([answer, expected]).encode(), MAX_SECONDS
+                )
+            except OSError:
+                said = b""
+            if not said:
+                self.stop()
+            return said == b"True"
+
+    def stop(self) -> None:
+        """End the process; the next comparison starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", f"import {__name__} as equality; equality.serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # Ctrl-C is for us
         )
-        return bool(wanted and given and math_verify.verify(wanted, given, timeout_seconds=None))
-    except Exception:  # a parser on a model's text
-        return False
+
+    def _tell(self, process: subprocess.Popen[bytes], line: bytes, seconds: float) -> bytes:
+        """What it answers to a line, b"" if it has to be killed."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watch = threading.Timer(seconds, process.kill)
+        watch.start()
+        try:
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
+            return process.stdout.readline().strip()
+        finally:
+            watch.cancel()
+
+
+_WORKER = _Worker()
+atexit.register(_WORKER.stop)
+
+
+def serve() -> None:
+    """The worker's own loop: pairs of formulas in, whether they are equal out."""
+    math_verify: Any = importlib.import_module("math_verify")
+    for line in sys.stdin:
+        if not line.strip():
+            print("ready", flush=True)
+            continue
+        answer, expected = json.loads(line)
+        try:
+            wanted, given = (
+                math_verify.parse(f"${text}$", parsing_timeout=None) for text in (expected, answer)
+            )
+            same = wanted and given and math_verify.verify(wanted, given, timeout_seconds=None)
+        except Exception:  # a parser on a model's text
+            same = False
+        print(bool(same), flush=True)
 
 
 def _cheap(text: str) -> bool:
@@ -65,23 +153,29 @@ def _cheap(text: str) -> bool:
     for character in text[: MAX_FORMULA + 1]:
         depth += (character in "([{") - (character in ")]}")
         most = max(most, depth)
-    costly = (_TOWER, _LARGE_POWER, _EXPENSIVE)
-    return (
-        len(text) <= MAX_FORMULA
-        and most <= _MAX_DEPTH
-        and not any(pattern.search(text) for pattern in costly)
-    )
+    if len(text) > MAX_FORMULA or most > _MAX_DEPTH:
+        return False
+    text = text.replace("**", "^")
+    return not (_towers(text) or _LARGE_POWER.search(text) or _EXPENSIVE.search(text))
 
 
-def _math_verify() -> Any:
-    try:
-        module = importlib.import_module("math_verify")
-    except ImportError:
-        raise InputError(
-            "symbolic comparison needs a package that is not here", got="math-verify",
-            fix="pip install math-verify",
-        ) from None  # fmt: skip
-    logging.getLogger("math_verify").setLevel(
-        logging.ERROR
-    )  # it warns of the timeouts we switch off
-    return module
+def _towers(text: str) -> bool:
+    """Whether an exponent has an exponent, in brackets or not: 9^{9^9}, 9^9^9, 9^(9)^9."""
+    inside = [False]  # per open bracket: whether it stands in an exponent
+    begins = simple = False  # an exponent is to come; one has just been read
+    for character in text:
+        if character.isspace() or (begins and character in "+-"):
+            continue
+        if character == "^":
+            if inside[-1] or simple:
+                return True
+            begins, simple = True, False
+        elif character in "([{":
+            inside.append(inside[-1] or begins)
+            begins = simple = False
+        elif character in ")]}":
+            simple = inside.pop() if len(inside) > 1 else False
+        else:
+            simple = begins or (simple and character.isdigit())
+            begins = False
+    return False

@@ -19,7 +19,7 @@ _DIGIT = "How sure are you that this solution is right so far, from 1 to 9? Answ
 
 @judge(
     "self_rating",
-    paper="Xie et al. 2023, Self-evaluation guided beam search for reasoning, section 3.2; "
+    paper="Xie et al. 2023, Self-evaluation guided beam search for reasoning; "
     "expected digit: Liu et al. 2023, G-Eval, section 2",
     summary="The model is asked whether its thought is right so far. See its AUC before trusting.",
 )
