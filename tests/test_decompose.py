@@ -19,20 +19,9 @@ from anabranch.reason.statements import read_statement, relevant, split_question
 from tests.engines import run as run_checked
 from tests.scripted import Rule, ask, replies, scripted
 from tests.test_reason import solve
-from tests.test_refinement import talk
+from tests.test_refinement import Events, talk
 
 STORY = "Ann has 3 pens. Bob has 5 pens. The sky is blue.\nHow many pens does Ann have?"
-
-
-class Events:
-    """Keeps the events of one kind."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind, self.seen = kind, list[dict[str, object]]()
-
-    def note(self, event: str, **fields: object) -> None:
-        if event == self.kind:
-            self.seen.append(fields)
 
 
 def choose(rule: Rule, strategy: str, problem: Problem) -> Answer:

@@ -20,6 +20,17 @@ def talk(table: Mapping[str, Mapping[str, float] | str]) -> Rule:
     return rule
 
 
+class Events:
+    """Keeps the events of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.seen = kind, list[dict[str, object]]()
+
+    def note(self, event: str, **fields: object) -> None:
+        if event == self.kind:
+            self.seen.append(fields)
+
+
 WRONG, RIGHT = "2 + 2 = 5. The answer is 5.", "2 + 2 = 4. The answer is 4."
 
 

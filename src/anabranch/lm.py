@@ -90,7 +90,10 @@ def load(
     decoder = Decoder(file, ops, max_rows=max_rows, kv=storage, progress=loading)
     name = str(model) if not Path(str(model)).exists() else file.name
     fingerprint = file.fingerprint + ("" if kv == "f32" else f"+kv-{kv}")
-    return LM(Engine(EngineCore(decoder, pages=pages), tokenizer), name, fingerprint)
+    engine = Engine(EngineCore(decoder, pages=pages), tokenizer)
+    options: dict[str, Any] = {"backend": backend, "threads": threads, "kv": kv}
+    engine.loader = lambda other: load(other, **options, offline=offline).engine
+    return LM(engine, name, fingerprint)
 
 
 class LM:

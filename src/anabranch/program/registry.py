@@ -46,7 +46,14 @@ class Part:
     kind: str
 
 
-Limits = Range | OneOf | Part
+@dataclass(frozen=True)
+class Text:
+    """A parameter that is a text of at most so many characters, such as a model's name."""
+
+    longest: int
+
+
+Limits = Range | OneOf | Part | Text
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,11 @@ class Parameter:
         if isinstance(self.limits, OneOf):
             if value not in self.limits:
                 raise unknown_name(f"value of {self.name}", str(value), self.limits)
+            return value
+        if isinstance(self.limits, Text):
+            if not isinstance(value, str) or len(value) > self.limits.longest:
+                allowed = f"up to {self.limits.longest} characters"
+                raise InputError(f"{self.name} is not a short text", got=value, allowed=allowed)
             return value
         numeric = isinstance(value, int) or (self.kind is float and isinstance(value, float))
         low, high = self.limits.low, self.limits.high
