@@ -14,6 +14,7 @@ from anabranch.program.budget import Budget
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem
 from anabranch.reason.registry import parse
+from anabranch.reason.rule_cascade import FILTERS
 from anabranch.reason.solve import think
 from anabranch.reason.statements import read_statement, relevant, split_question
 from tests.engines import run as run_checked
@@ -36,8 +37,8 @@ def choose(rule: Rule, strategy: str, problem: Problem) -> Answer:
 # ---- the law that budgets are kept, on a problem that makes these methods work ----------------
 
 
-@pytest.mark.parametrize("name", ["organize", "evidence", "exclude"])
-@settings(max_examples=25)
+@pytest.mark.parametrize("name", ["organize", "evidence", "exclude", "fsm", "rule_cascade"])
+@settings(max_examples=12)
 @given(tokens=st.integers(len(STORY) + 4, 3000))
 def test_no_budget_is_overspent(name: str, tokens: int) -> None:
     table = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
@@ -210,3 +211,81 @@ def test_an_open_problem_is_decided_among_the_answers_it_gets() -> None:
         return relations({"4": "Contradiction", "5": "Neutral"})(prompt, reply)
 
     assert solve(rule, "exclude(candidates=12)", problem="How many?").answer == "5"
+
+
+# ---- fsm -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("needed", "hops", "expected"), [(1, 20, 1), (2, 20, 2), (9, 4, 4)])
+@pytest.mark.parametrize("bad", [0.0, 0.5])
+def test_smaller_questions_are_asked_until_they_suffice(
+    needed: int, hops: int, expected: int, bad: float
+) -> None:
+    """Answers are bad with a known chance, and then judged so."""
+    summed: set[str] = set()
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        good = prompt.count("good")
+        if "whole question from" in prompt:
+            summed.add(prompt)
+        wrong = "bad" in prompt.rpartition("Answer this smaller")[2]
+        return talk({
+            "State the first": "Who wrote it?\n",
+            "State the next": "And whose child is that?\n",
+            "Answer this smaller": {"good\n": 1 - bad, "bad\n": bad} if bad else "good\n",
+            "Do these answers": "Wrong" if wrong else "Enough" if good == needed else "More",
+            "whole question from": f"The answer is {good}.",
+        })(prompt, reply)  # fmt: skip
+
+    for seed in range(1 if bad == 0 else 4):
+        summed.clear()
+        answer = solve(rule, f"fsm(hops={hops}, temperature=1)", problem="Whose?", seed=seed)
+        (prompt,) = summed
+        assert answer.answer == str(prompt.count("good"))
+        if hops > needed:
+            assert answer.answer == str(needed)
+            assert "bad" not in prompt  # taken back
+        elif not bad:
+            assert answer.answer == str(expected)
+
+
+# ---- rule cascade --------------------------------------------------------------------------------
+
+
+def test_rules_fail_at_the_first_test_they_do_not_pass_and_cost_no_more() -> None:
+    events, asked = Events("rules"), set[str]()
+    fails = {"Swans are white.": None, "Some swans are birds.": 1, "Swans are black.": 0}
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if "State one general" in prompt:
+            return replies({f"{text}\n": 1 / 3 for text in fails})(prompt, reply)
+        if "Yes or No" in prompt:
+            asked.add(prompt)
+            at = fails[prompt.partition("Rule: ")[2].partition("\n")[0]]
+            no = at is not None and FILTERS[at] in prompt
+            return replies({"No" if no else "Yes": 1.0})(prompt, reply)
+        assert "Rule: Swans are white.\n\n" in prompt
+        return replies({"The answer is white.": 1.0})(prompt, reply)
+
+    answer = solve(
+        rule, "rule_cascade(rules=16)", run=Run(trace=events), problem="Two swans are white."
+    )
+    assert answer.answer == "white"
+    assert events.seen[0]["passed"] == {
+        text: len(FILTERS) if at is None else at for text, at in fails.items()
+    }
+    assert len(asked) == len(FILTERS) + 2 + 1
+
+
+def test_without_a_good_rule_the_best_of_the_bad_is_used_and_said_so() -> None:
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if "State one general" in prompt:
+            return replies({"A.\n": 0.5, "B.\n": 0.5})(prompt, reply)
+        if "Yes or No" in prompt:
+            good = "Rule: B." in prompt and FILTERS[0] in prompt
+            return replies({"Yes" if good else "No": 1.0})(prompt, reply)
+        return replies({f"The answer is {prompt.partition('Rule: ')[2][:1]}x.": 1.0})(prompt, reply)
+
+    answer = solve(rule, "rule_cascade(rules=16)", problem="Facts.")
+    assert answer.answer == "bx"
+    assert any("no rule passed" in note for note in answer.notes)
