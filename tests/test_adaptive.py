@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.errors import InputError
+from anabranch.program.engine import Engine
+from anabranch.program.run import Run
 from anabranch.reason.adaptive import lead
-from tests.scripted import Rule, replies
+from anabranch.reason.registry import parse
+from tests.scripted import Rule, replies, scripted
 from tests.test_reason import solve
-from tests.test_refinement import talk
+from tests.test_refinement import Events, talk
 
 FOUR, FIVE = "So the answer is 4.", "Now the answer is 5."
 
@@ -172,3 +176,68 @@ def test_poor_beginnings_are_pruned_and_good_ones_finished_until_one_will_do() -
     assert answer.usage.sampled_tokens == 8 * 6 + len(good) + 1 - 6
     picky = solve(rule, "self_evaluate(n=8, at=6, keep=0.5, temperature=1, threshold=1)", seed=2)
     assert (picky.answer, len(picky.candidates)) == ("4", 4)
+
+
+# ---- speculative reasoning -----------------------------------------------------------------------
+
+
+STEPS = ["one is fine\n", "two is fine\n", "three is fine\n", "The answer is 4.\n"]
+
+
+def writer(steps: Sequence[str], grades: Mapping[str, int]) -> Rule:
+    """Writes its own version of the next line; grades a chain by its last line."""
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if "One digit" in prompt:
+            last = prompt.rpartition("\nHow good")[0].rstrip().rpartition("\n")[2]
+            grade = next((g for word, g in grades.items() if word in last), 9)
+            return replies({str(grade): 1.0})(prompt, reply)
+        at = reply.count("\n")
+        return {steps[at][len(reply.rpartition("\n")[2]) :]: 1.0} if at < 4 else {"": 1.0}
+
+    return rule
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (1, 3), (0, 1, 2, 3)])
+def test_no_poor_step_survives_and_the_large_model_writes_those_only(bad: tuple[int, ...]) -> None:
+    drafts = [f"poor {i}\n" if i in bad else STEPS[i] for i in range(4)]
+    engine, loaded = scripted(writer(STEPS, {"poor": 1})), list[str]()
+
+    def load(name: str) -> Engine:
+        loaded.append(name)
+        return scripted(writer(drafts, {}))
+
+    engine.loader = load
+    for _ in range(2):
+        events = Events("grade")
+        run = Run(trace=events)
+        answer = solve(engine, "spec_reason(draft='small', temperature=0)", run=run)
+        assert (answer.answer, answer.text) == ("4", "".join(STEPS).strip())
+        assert [event["accepted"] for event in events.seen] == [i not in bad for i in range(4)]
+        written = sum(len(STEPS[i]) for i in bad)
+        assert answer.usage.sampled_tokens == sum(map(len, drafts)) + written
+    assert loaded == ["small"]
+    engine.close()
+
+
+def test_drafts_below_the_threshold_stay_out_and_first_steps_are_the_large_models() -> None:
+    rule = writer(STEPS, {"fine": 6})
+    for options, accepted in (
+        ("threshold=5.9", 4),
+        ("threshold=6.5", 1),
+        ("own=3", 1),
+        ("own=4", 0),
+    ):
+        events = Events("grade")
+        solve(rule, f"spec_reason({options}, temperature=0)", run=Run(trace=events))
+        assert sum(bool(event["accepted"]) for event in events.seen) == accepted
+
+
+def test_an_engine_without_a_loader_says_so() -> None:
+    with pytest.raises(InputError, match="no other models"):
+        solve({FOUR: 1.0}, "spec_reason(draft='small')")
+    with pytest.raises(InputError, match="not a short text"):
+        parse(f"spec_reason(draft='{'x' * 501}')")
+    with pytest.raises(InputError, match="not a short text"):
+        parse("spec_reason(draft=3)")
+    assert parse("spec_reason(draft='a/b.gguf')").values["draft"] == "a/b.gguf"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
+
 from anabranch.program.budget import Budget
+from anabranch.program.run import Run
+from anabranch.program.types import Answer
 from tests.scripted import Rule, replies
 from tests.test_reason import solve
 
@@ -18,6 +22,17 @@ def talk(table: Mapping[str, Mapping[str, float] | str]) -> Rule:
         return replies({said: 1.0} if isinstance(said, str) else said)(prompt, reply)
 
     return rule
+
+
+class Events:
+    """Keeps the events of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.seen = kind, list[dict[str, object]]()
+
+    def note(self, event: str, **fields: object) -> None:
+        if event == self.kind:
+            self.seen.append(fields)
 
 
 WRONG, RIGHT = "2 + 2 = 5. The answer is 5.", "2 + 2 = 4. The answer is 4."
@@ -99,3 +114,110 @@ def test_a_plan_stands_unquestioned_where_the_answer_needs_the_budget() -> None:
     answer = solve(talk(table), "critical_questions(max_tokens=90)", budget=Budget(500))
     assert answer.answer == "4"
     assert "the budget was kept for the answer: the plan stands unquestioned" in answer.notes
+
+
+# ---- refine_tree ---------------------------------------------------------------------------------
+
+
+def drafts(order: str, right: str) -> Answer:
+    """A tree of drafts: 0, revised to 01 and 02, these to 011, 012 and so on; one is right."""
+    made: dict[str, int] = {}
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if prompt.endswith("one or two sentences.\n"):
+            return replies({"Wrong.": 1.0})(prompt, reply)
+        if "Yes or No." in prompt.rpartition("Draft")[2]:
+            last = prompt.rpartition("Draft ")[2].partition(".")[0]
+            return replies({"Yes" if last == right else "No": 1.0})(prompt, reply)
+        last = prompt.rpartition("Draft ")[2].partition(".")[0] if "Draft" in prompt else ""
+        table = {
+            f"Draft {last}{k}. The answer is {last}{k}.": 0.5 for k in ((1, 2) if last else (1,))
+        }
+        made.update(dict.fromkeys(table, 0))
+        return replies(table)(prompt, reply)
+
+    return solve(
+        rule,
+        f"refine_tree(width=4, depth=2, visits=80, order='{order}', temperature=1)",
+        problem="?",
+    )
+
+
+def test_the_tree_of_revisions_is_searched_until_one_passes() -> None:
+    for order in ("breadth", "depth"):
+        answer = drafts(order, "1")
+        assert (answer.answer, len(answer.candidates)) == ("1", 1)
+        answer = drafts(order, "12")
+        # Found among the first four revisions, or, in depth, perhaps after revisions of theirs.
+        assert answer.answer == "12"
+        assert (len(answer.candidates) == 5) or order == "depth"
+    wide, deep = drafts("breadth", "112"), drafts("depth", "112")
+    assert wide.answer == deep.answer == "112"
+    assert len(wide.candidates) > len(deep.candidates)
+
+
+# ---- adaptive ladder -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 4])
+def test_the_ladder_is_climbed_as_far_as_needed(needed: int) -> None:
+    marks = ("Be brief", "Work it out", "Split this", "Write down what is given")
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        said = prompt.rpartition("answer is ")[2][:1]
+        table: dict[str, Mapping[str, float] | str] = {
+            mark: f"The answer is {rung}." for rung, mark in enumerate(marks, 1)
+        }
+        table["Yes or No"] = "Yes" if said == str(needed) else "No"
+        return talk(table)(prompt, reply)
+
+    answer = solve(rule, "adaptive_ladder")
+    assert answer.answer == str(needed)
+    assert len(answer.candidates) == needed
+
+
+# ---- solve, detect, verify -----------------------------------------------------------------------
+
+
+def checked(p_yes: float, slow: str, strategy: str, seed: int = 0) -> tuple[Answer, list[object]]:
+    """A wrong solution that goes on after it is complete, checked with known probabilities."""
+    events = Events("verify")
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        table: dict[str, Mapping[str, float] | str] = {
+            "sum": f"Hmm, {WRONG} Wait, I could go on and on and on.",
+            "complete solution": "Yes" if "The answer is 5" in prompt else "No",
+            "Is it all right": {"Yes": p_yes, "No": 1 - p_yes},
+            "Which line": "2 + 2 is 4.",
+            "recompute each": "Line 1 is wrong.",
+            "Line 1 is wrong.\n\nCheck every": slow,
+            "Solve it anew": RIGHT,
+        }
+        if "recompute each" in prompt:
+            table["Is it all right"] = slow
+        return talk(table)(prompt, reply)
+
+    answer = solve(rule, strategy, run=Run(seed=seed, trace=events), problem="sum")
+    return answer, [event.get("slowly", False) for event in events.seen]
+
+
+def test_a_complete_solution_is_paused_and_a_wrong_one_solved_anew() -> None:
+    answer, slow = checked(1.0, "", "detect_and_verify")
+    assert answer.answer == "5"
+    assert answer.text == f"Hmm, {WRONG} Wait"  # asked at "Hmm" too, and went on
+    assert slow == [False]
+    answer, slow = checked(0.0, "", "detect_and_verify")
+    assert (answer.answer, answer.text) == ("4", RIGHT)
+    assert [c.answer for c in answer.candidates] == ["4", "5"]
+
+
+def test_quick_checks_that_disagree_call_for_a_slow_one() -> None:
+    runs, slow = 24, 0
+    for seed in range(runs):
+        answer, kinds = checked(0.5, "No", "detect_and_verify(checks=2, agree=1)", seed)
+        assert kinds[0] is False
+        slow += kinds[1:] == [True]
+        if kinds[1:] == [True]:
+            assert answer.answer == "4"  # what the slow check says
+    # Two coins differ half the time: outside 3..21 less than once in ten thousand.
+    assert 3 <= slow <= 21

@@ -98,6 +98,11 @@ def load(
     return LM(engine, name, fingerprint, another)
 
 
+    options: dict[str, Any] = {"backend": backend, "threads": threads, "kv": kv}
+    engine.loader = lambda other: load(other, **options, offline=offline).engine
+    return LM(engine, name, fingerprint)
+
+
 class LM:
     """A loaded model. Close it, or use it as a context manager, to free its threads and memory.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,6 +41,9 @@ class Engine:
 
     Attributes:
         fingerprint: which weights these are, for what was fitted to them; "" if nobody said.
+
+
+        loader: loads another model's engine by its name, or None where there are no others.
     """
 
     def __init__(self, core: EngineCore, tokenizer: Tokenizer) -> None:
@@ -48,6 +51,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.fingerprint = ""
         self.activity = 0
+        self.loader: Callable[[str], Engine] | None = None
+        self._others: dict[str, Engine] = {}
         self._passes: Coroutine[Any, Any, None] | None = None
         self._driver: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -136,9 +141,24 @@ class Engine:
             check_range("token id", token, 0, vocab - 1)
         return list(content)
 
+    def other(self, model: str) -> Engine:
+        """Another model's engine: loaded when first asked for, which takes its time; then kept.
+
+        Raises:
+            InputError: an unknown model, or no others can be loaded here.
+            ModelError, ResourceError: as when loading it.
+        """
+        if model not in self._others:
+            if self.loader is None:
+                raise InputError("no other models can be loaded here", got=model)
+            self._others[model] = self.loader(model)
+        return self._others[model]
+
     def close(self) -> None:
-        """Stop the worker thread. Branches still open become unusable."""
+        """Stop the worker thread. Branches still open become unusable, other models' too."""
         self._worker.shutdown()
+        for engine in self._others.values():
+            engine.close()
 
     # ---- passes --------------------------------------------------------------------------------
 

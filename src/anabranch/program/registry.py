@@ -53,6 +53,11 @@ class Text:
     longest: int = 500
 
 
+    """A parameter that is a text of at most so many characters, such as a model's name."""
+
+    longest: int
+
+
 Limits = Range | OneOf | Part | Text
 
 
@@ -86,6 +91,10 @@ class Parameter:
             if not isinstance(value, str) or len(value) > self.limits.longest:
                 allowed = f"text in quotes, up to {self.limits.longest} characters"
                 raise InputError(f"{self.name} is not a text", got=value, allowed=allowed)
+
+
+                allowed = f"up to {self.limits.longest} characters"
+                raise InputError(f"{self.name} is not a short text", got=value, allowed=allowed)
             return value
         numeric = isinstance(value, int) or (self.kind is float and isinstance(value, float))
         low, high = self.limits.low, self.limits.high

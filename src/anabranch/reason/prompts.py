@@ -37,8 +37,13 @@ def messages(problem: Problem) -> list[dict[str, str]]:
 
 def stated_question(problem: Problem) -> str:
     """A problem's text with its choices, one a line."""
+    return "\n".join(listed(problem, problem.text))
+
+
+def listed(problem: Problem, question: str) -> list[str]:
+    """A question and the problem's choices, each a line."""
     options = zip(letters(problem), problem.choices, strict=False)
-    return "\n".join([problem.text, *(f"{letter}) {text}" for letter, text in options)])
+    return [question, *(f"{letter}) {text}" for letter, text in options)]
 
 
 def ending(problem: Problem) -> str:

@@ -120,3 +120,19 @@ async def remark_on(branch: Branch, question: str, limit: int, **sampling: Any) 
             return None
         step = await child.extend(limit, **{"temperature": 0.0, **sampling})
         return step.text.strip() or None
+
+
+async def opinion(
+    near: Branch, problem: Problem, text: str, options: Sequence[str] = (YES, NO)
+) -> dict[str, float]:
+    """Each option's share as the reply to `text`, in a conversation of its own.
+
+    Equal shares when the budget does not cover it.
+    """
+    branch = begin(near, problem, text)
+    if branch is None:
+        return dict.fromkeys(options, 1 / len(options))
+    try:
+        return (await choose(branch, options))[1]
+    finally:
+        branch.drop("opinion")

@@ -1,0 +1,103 @@
+"""Solve, detect, verify: stop where a solution is complete, check it as hard as it is doubtful."""
+
+from __future__ import annotations
+
+from anabranch.engine.grammar import choice
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.derived import forks
+from anabranch.program.tasks import together
+from anabranch.program.types import Problem, Strategy, Thought
+from anabranch.reason import kernels
+from anabranch.reason.criticism import IS_RIGHT, WHAT_FAILS
+from anabranch.reason.early_exit import CUES
+from anabranch.reason.folds import latest
+from anabranch.reason.kernels import population, sampler
+from anabranch.reason.prompts import ending
+from anabranch.reason.registry import (
+    MaxTokens,
+    Rounds,
+    Samples,
+    Share,
+    Temperature,
+    strategy,
+)
+from anabranch.reason.turns import NO, YES, ask, remark_on, verdict
+
+COMPLETE = "Is that a complete solution, with its result? Reply Yes or No."
+CHECK = "Check that line by line: recompute each, and say which is the first that is wrong, if any."
+
+
+@strategy(
+    "detect_and_verify",
+    paper="Zhong et al. 2025, Solve-detect-verify: inference-time scaling with flexible generative "
+    "verifier, section 3",
+    summary="Stops a solution once complete; quick checks decide if they agree, else a slow one.",
+    fold=latest,
+)
+def detect_and_verify(
+    *,
+    checks: Samples = 4,
+    agree: Share = 0.75,
+    rounds: Rounds = 1,
+    temperature: Temperature = 0.6,
+    check_tokens: MaxTokens = 256,
+    max_tokens: MaxTokens = 1024,
+) -> Strategy:
+    """At words of hesitation, ask whether the solution is complete, and pause it there if so. Then
+    `checks` verdicts of one word are drawn; if fewer than the share `agree` say the same, one
+    verdict is taken after a written check. What fails is solved anew, once for each of `rounds`.
+
+    Departures: the verifier is the model itself, untrained.
+    """
+    word = choice([YES, NO])
+
+    async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        async def solve(thought: Thought) -> Thought:
+            branch, before = thought.branch, thought.tokens
+            write = sampler(problem, skip=len(branch.text), until=CUES, temperature=temperature)
+            while True:
+                thought.done = False
+                await population([thought], write, limit=max_tokens + before - thought.tokens)
+                last = branch.last
+                going = last is not None and last.stop == "until" and not budget.over
+                if not going or thought.tokens - before >= max_tokens:
+                    return thought
+                if (await verdict(branch, COMPLETE))[YES] > 0.5:
+                    thought.done = True
+                    return thought
+
+        async def verify(thought: Thought) -> str | None:
+            """What is wrong with a solution, as text; None if it is found right."""
+            with forks(thought.branch, 1, "checked") as (asked,):
+                if not await ask(asked, IS_RIGHT):
+                    return None
+                with forks(asked, checks, "checked") as voters:
+                    steps = await together(voter.extend(4, allow=word) for voter in voters)
+            ayes = sum(step.text == YES for step in steps)
+            noes = sum(step.text == NO for step in steps)
+            root.run.note("verify", ayes=ayes, noes=noes)
+            if max(ayes, noes) >= agree * checks:
+                if ayes >= noes:
+                    return None
+                return await remark_on(thought.branch, WHAT_FAILS, check_tokens)
+            with forks(thought.branch, 1, "checked slowly") as (slow,):
+                if not await ask(slow, CHECK):
+                    return None
+                finding = (await slow.extend(check_tokens, temperature=temperature)).text.strip()
+                right = (await verdict(slow, IS_RIGHT))[YES] >= 0.5
+                root.run.note("verify", slowly=True, right=right)
+                return None if right or not finding else finding
+
+        async def revise(thought: Thought, finding: str) -> Thought | None:
+            branch = thought.branch.fork()
+            text = f"A check of that says: {finding}\nSolve it anew. {ending(problem)}"
+            if not await ask(branch, text):
+                branch.drop("not covered")
+                return None
+            return await solve(Thought(branch, thought, logp=thought.logp, tokens=thought.tokens))
+
+        first = await solve(Thought(root.fork()))
+        return await kernels.refine(first, verify, revise, rounds=rounds)
+
+    return run

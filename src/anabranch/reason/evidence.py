@@ -1,0 +1,76 @@
+"""Evidence to generate: quote what the answer rests on, then answer from the quotes alone."""
+
+from __future__ import annotations
+
+import re
+
+from anabranch.engine.grammar import substring
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.types import Problem, Strategy, Thought
+from anabranch.reason.folds import majority
+from anabranch.reason.kernels import sample
+from anabranch.reason.prompts import STEPS, ending, listed
+from anabranch.reason.registry import MaxTokens, Samples, Temperature, strategy
+from anabranch.reason.statements import split_question
+from anabranch.reason.turns import begin, replies
+
+_QUOTE_END = re.compile(r"[.!?]\s|\n")
+
+
+@strategy(
+    "evidence",
+    paper="Parvez 2024, Evidence to generate (E2G): a single-agent two-step prompting, section 2",
+    summary="The problem is quoted, to the letter; the answer comes from the quotes alone.",
+    fold=majority,
+)
+def evidence(
+    *,
+    quotes: Samples = 3,
+    n: Samples = 1,
+    temperature: Temperature = 0.0,
+    quote_tokens: MaxTokens = 64,
+    max_tokens: MaxTokens = 512,
+) -> Strategy:
+    """Call one quotes up to `quotes` stretches of the text; nothing else can be written there.
+    Call two sees them and the question. A text that is only a question is answered as it is.
+
+    Departures: call one gives no answer and no justification of its own.
+    """
+
+    async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        parts, question = split_question(problem.text)
+        if parts:
+            found = await _quote("\n".join(parts), question, problem, root)
+            root.run.note("evidence", quotes=found)
+            if found:
+                text = "\n".join([*found, *listed(problem, question)])
+                branch = begin(root, problem, f"{text}\n\n{STEPS} {ending(problem)}")
+                if branch is not None:
+                    return await replies(problem, branch, n, max_tokens, temperature=temperature)
+        return await sample(problem, root, n, max_tokens, temperature=temperature)
+
+    async def _quote(text: str, question: str, problem: Problem, root: Branch) -> list[str]:
+        """Distinct quotes, in the order of the text."""
+        asked = "Copy from this text the sentences that answer the question, one a line."
+        branch = begin(root, problem, f"{asked}\n\n{text}\n\nQuestion: {question}")
+        found: list[str] = []
+        if branch is None:
+            return found
+        for _ in range(quotes):
+            if (await branch.force("- ")).stop == "budget":
+                break
+            step = await branch.extend(
+                quote_tokens, until=_QUOTE_END, allow=substring(text), temperature=temperature
+            )
+            quote = step.text.strip()
+            if not quote or quote in found:
+                break
+            found.append(quote)
+            if step.stop in ("end", "budget", "stuck"):
+                break
+            await branch.force("\n")
+        branch.drop("quoted")
+        return sorted(found, key=text.index)
+
+    return run
