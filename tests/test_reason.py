@@ -151,8 +151,10 @@ def test_no_budget_is_overspent_or_ends_without_an_answer(name: str, tokens: int
     assert budget.spent_tokens <= tokens
     assert answer.answer
     assert 0 <= answer.confidence <= 1
-    assert answer.usage.prompt_tokens + answer.usage.sampled_tokens == budget.spent_tokens
-    assert answer.usage.kept_tokens <= answer.usage.sampled_tokens
+    usage = answer.usage
+    charged = usage.prompt_tokens + usage.sampled_tokens + usage.forced_tokens
+    assert charged == budget.spent_tokens
+    assert usage.kept_tokens <= usage.sampled_tokens
     if answer.answer == NO_ANSWER:
         assert "nothing was written" in answer.notes
     if tokens >= PROMPT_TOKENS + 512:

@@ -73,3 +73,9 @@ def by_rating(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
 def weighted(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
     """One thought, a vote of its rating over its path (Li et al. 2023, section 3.2)."""
     return _tally(thoughts, rating, sum)
+
+
+def latest(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+    """The answer of the last draft: each outweighs all that came before it together."""
+    halves = {id(thought): 0.5**i for i, thought in enumerate(reversed(thoughts))}
+    return _tally(thoughts, lambda thought: halves[id(thought)], sum)

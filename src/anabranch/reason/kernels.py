@@ -27,10 +27,14 @@ Select = Callable[[list[Thought]], Awaitable[list[Thought]]]
 """Which thoughts go on: some of those given, in any order, and copies on forked branches."""
 
 
-def sampler(problem: Problem, **sampling: Any) -> Advance:
+def sampler(problem: Problem, *, skip: int = 0, **sampling: Any) -> Advance:
     """Advance by sampling (`sampling` as in `Branch.extend`), and read the answer so far.
 
     A thought is done at the model's own end, or once it has stated an answer.
+
+    Args:
+        skip: how many characters of the branch's text come before the thought's own: the turns of
+            a conversation that led to it.
     """
 
     async def advance(thought: Thought, limit: int) -> None:
@@ -43,7 +47,7 @@ def sampler(problem: Problem, **sampling: Any) -> Advance:
                 thought.logw += branch.last.logw
                 thought.tokens += len(branch.last.tokens)
                 thought.done = branch.last.stop == "end"
-            thought.text = branch.text
+            thought.text = branch.text[skip:]
             thought.answer = extract(thought.text, problem, done=thought.done)
         thought.done |= thought.answer is not None
         if thought.done:
@@ -170,3 +174,32 @@ def _retire(run: Run, before: Sequence[Thought], after: Sequence[Thought]) -> No
         thought.branch.drop("not selected")
     forgotten = {id(thought) for thought in left if not thought.done}
     run.thoughts = [thought for thought in run.thoughts if id(thought) not in forgotten]
+
+
+Criticise = Callable[[Thought], Awaitable[str | None]]
+"""What is wrong with a draft, or None when nothing is (or nothing can be said)."""
+
+Revise = Callable[[Thought, str], Awaitable[Thought | None]]
+"""A new draft that heeds a complaint, or None when there can be none."""
+
+
+async def refine(
+    draft: Thought, criticise: Criticise, revise: Revise, *, rounds: int
+) -> list[Thought]:
+    """Criticise and revise until there is no complaint, for `rounds` revisions at most.
+
+    Returns:
+        Every draft, the first one first. All are the run's candidates, so that a budget that ends
+        leaves the best so far.
+    """
+    run, drafts = draft.branch.run, [draft]
+    _register(run, drafts)
+    while len(drafts) <= rounds and not run.budget.over:
+        complaint = await criticise(drafts[-1])
+        revised = None if complaint is None else await revise(drafts[-1], complaint)
+        run.note("criticise", branch=drafts[-1].branch.id, complaint=complaint)
+        if revised is None:
+            break
+        drafts.append(revised)
+        _register(run, [revised])
+    return drafts

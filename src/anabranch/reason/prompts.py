@@ -26,12 +26,21 @@ def messages(problem: Problem) -> list[dict[str, str]]:
         raise InputError("the problem is empty", fix="give it some text")
     if len(problem.choices) > 26:
         raise InputError("too many choices", got=len(problem.choices), allowed="up to 26")
-    options = zip(letters(problem), problem.choices, strict=False)
-    question = "\n".join([problem.text, *(f"{letter}) {text}" for letter, text in options)])
+    question = stated_question(problem)
     if problem.system is not None:
         return [
             {"role": "system", "content": problem.system},
             {"role": "user", "content": question},
         ]
-    ending = ENDING_CHOICE if letters(problem) else ENDING
-    return [{"role": "user", "content": f"{question}\n\n{STEPS} {ending}"}]
+    return [{"role": "user", "content": f"{question}\n\n{STEPS} {ending(problem)}"}]
+
+
+def stated_question(problem: Problem) -> str:
+    """A problem's text with its choices, one a line."""
+    options = zip(letters(problem), problem.choices, strict=False)
+    return "\n".join([problem.text, *(f"{letter}) {text}" for letter, text in options)])
+
+
+def ending(problem: Problem) -> str:
+    """How a solution is asked to end."""
+    return ENDING_CHOICE if letters(problem) else ENDING

@@ -19,6 +19,7 @@ Temperature = Annotated[float, Range(0, 10)]
 TopP = Annotated[float, Range(0, 1, low_open=True)]
 MaxTokens = Annotated[int, Range(1, 1 << 20)]
 Rounds = Annotated[int, Range(1, 1024)]
+Share = Annotated[float, Range(0, 1)]
 Aggregated = Annotated[str, OneOf(AGGREGATES)]
 Steps = Annotated[str, OneOf(("line", "paragraph"))]
 # A default is the text of one: what a factory gets is always made.

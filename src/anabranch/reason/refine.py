@@ -1,0 +1,45 @@
+"""Self-refine: criticise one's own solution and write it anew until nothing is left to say."""
+
+from __future__ import annotations
+
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.types import Problem, Strategy, Thought
+from anabranch.reason import kernels
+from anabranch.reason.criticism import complaint_of, revised
+from anabranch.reason.folds import latest
+from anabranch.reason.kernels import sample
+from anabranch.reason.registry import MaxTokens, Rounds, Share, Temperature, strategy
+
+
+@strategy(
+    "refine",
+    paper="Madaan et al. 2023, Self-refine: iterative refinement with self-feedback, section 2",
+    summary="A solution is criticised and rewritten until the model finds no fault in it.",
+    fold=latest,
+)
+def refine(
+    *,
+    rounds: Rounds = 3,
+    threshold: Share = 0.5,
+    temperature: Temperature = 0.7,
+    critique_tokens: MaxTokens = 128,
+    max_tokens: MaxTokens = 512,
+) -> Strategy:
+    """Draft, feedback, revision, until a draft is found right with more than `threshold`.
+
+    Departures: whether to stop is a choice between two words by their likelihood, not read off the
+    feedback; a revision sees the draft before it and the feedback on that, not the whole history.
+    """
+
+    async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        async def criticise(draft: Thought) -> str | None:
+            return await complaint_of(draft, threshold, critique_tokens)
+
+        async def revise(draft: Thought, complaint: str) -> Thought | None:
+            return await revised(problem, draft, complaint, max_tokens, temperature=temperature)
+
+        drafts = await sample(problem, root, 1, max_tokens, temperature=temperature)
+        return await kernels.refine(drafts[0], criticise, revise, rounds=rounds) if drafts else []
+
+    return run

@@ -1,0 +1,122 @@
+"""Conversations within a search: questions put to the model, and its replies as thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from anabranch.errors import ContextError, InputError, ModelError
+from anabranch.program.branch import Branch
+from anabranch.program.derived import choose, forks, say
+from anabranch.program.types import Problem, Thought
+from anabranch.reason.kernels import population, sample, sampler
+
+YES, NO = "Yes", "No"
+
+
+def begin(near: Branch, problem: Problem, text: str) -> Branch | None:
+    """A branch that waits for the reply to `text`, in a conversation of its own.
+
+    Its random stream follows from `near` and the text: fork it to ask the same thing twice.
+
+    Returns:
+        None, with a remark, when budget or context do not cover the text.
+    """
+    messages = [{"role": "user", "content": text}]
+    if problem.system is not None:
+        messages.insert(0, {"role": "system", "content": problem.system})
+    run, engine = near.run, near.engine
+    if run.budget.over or len(engine.tokenizer.chat(messages)) > run.budget.left_tokens:
+        run.remark("the budget did not cover every question of the method")
+        return None
+    key = blake2b(f"{run.seed}/{near.id}/{text}".encode(), digest_size=8)
+    try:
+        return engine.open(messages, seed=int.from_bytes(key.digest()), run=run)
+    except ContextError:
+        run.remark("a question of the method did not fit into the context")
+        return None
+
+
+async def ask(branch: Branch, text: str) -> bool:
+    """Append a user's turn, ready for the reply; whether budget and context covered it.
+
+    Where a model's template cannot continue a conversation, the turn is plain text.
+    """
+    run = branch.run
+    try:
+        try:
+            step = await say(branch, text)
+        except ContextError:
+            raise
+        except (InputError, ModelError):
+            run.remark("this model's template takes no further turns: they are plain text")
+            step = await branch.force(f"\n\n{text}\n\n")
+    except ContextError:
+        run.remark("a question of the method did not fit into the context")
+        return False
+    if step.stop == "budget":
+        run.remark("the budget did not cover every question of the method")
+    return step.stop == "forced"
+
+
+async def reply(
+    problem: Problem, branch: Branch, limit: int, *, parent: Thought | None = None, **sampling: Any
+) -> Thought:
+    """The reply that a branch waits for, as a candidate; it grows on this very branch.
+
+    Args:
+        parent: the thought that the conversation goes on from.
+    """
+    thought = Thought(branch, parent)
+    if parent is not None:
+        thought.logp, thought.logw, thought.tokens = parent.logp, parent.logw, parent.tokens
+    advance = sampler(problem, skip=len(branch.text), **sampling)
+    await population([thought], advance, limit=limit)
+    return thought
+
+
+async def answer_turn(
+    problem: Problem, thought: Thought, text: str, limit: int, **sampling: Any
+) -> Thought | None:
+    """What a thought's conversation becomes by one more turn; None where that is not to be had.
+
+    The thought itself stays as it is.
+    """
+    branch = thought.branch.fork()
+    if not await ask(branch, text):
+        branch.drop("not covered")
+        return None
+    return await reply(problem, branch, limit, parent=thought, **sampling)
+
+
+async def replies(
+    problem: Problem, branch: Branch, n: int, limit: int, **sampling: Any
+) -> list[Thought]:
+    """`n` independent replies that a branch waits for, as candidates."""
+    return await sample(problem, branch, n, limit, skip=len(branch.text), **sampling)
+
+
+async def verdict(
+    branch: Branch, question: str, options: Sequence[str] = (YES, NO)
+) -> dict[str, float]:
+    """Each option's share as the reply to a question about a branch, which is left unchanged.
+
+    Equal shares when the budget does not cover the question.
+    """
+    with forks(branch, 1, "verdict") as (child,):
+        if not await ask(child, question):
+            return dict.fromkeys(options, 1 / len(options))
+        return (await choose(child, options))[1]
+
+
+async def remark_on(branch: Branch, question: str, limit: int, **sampling: Any) -> str | None:
+    """A reply to a question about a branch, as text; None when there is none.
+
+    The branch is left unchanged, and the text is no candidate.
+    """
+    with forks(branch, 1, "remark") as (child,):
+        if not await ask(child, question):
+            return None
+        step = await child.extend(limit, **{"temperature": 0.0, **sampling})
+        return step.text.strip() or None
