@@ -38,9 +38,8 @@ def sampler(problem: Problem, *, skip: int = 0, **sampling: Any) -> Advance:
     """
 
     async def advance(thought: Thought, limit: int) -> None:
-        branch, before = thought.branch, thought.branch.last
         try:
-            await branch.extend(limit, **sampling)
+            await write(thought, limit, skip=skip, **sampling)
         finally:  # whoever stops us wants what there is
             if branch.last is not None and branch.last is not before:
                 thought.logp += branch.last.logp
@@ -48,12 +47,32 @@ def sampler(problem: Problem, *, skip: int = 0, **sampling: Any) -> Advance:
                 thought.tokens += len(branch.last.tokens)
                 thought.done = branch.last.stop in ("end", "complete", "stuck")
             thought.text = branch.text[skip:]
+
+
             thought.answer = extract(thought.text, problem, done=thought.done)
         thought.done |= thought.answer is not None
         if thought.done:
             note_thought(thought)
 
     return advance
+
+
+async def write(thought: Thought, limit: int, *, skip: int = 0, **sampling: Any) -> None:
+    """Sample on at a thought's branch, and count it, also when it is interrupted.
+
+    Args:
+        skip: as in `sampler`.
+    """
+    branch, before = thought.branch, thought.branch.last
+    try:
+        await branch.extend(limit, **sampling)
+    finally:
+        if branch.last is not None and branch.last is not before:
+            thought.logp += branch.last.logp
+            thought.logw += branch.last.logw
+            thought.tokens += len(branch.last.tokens)
+            thought.done = branch.last.stop == "end"
+        thought.text = branch.text[skip:]
 
 
 def note_thought(thought: Thought) -> None:
@@ -135,23 +154,32 @@ async def judge_steps(judge: Judge, problem: Problem, thoughts: Sequence[Thought
 async def sample(
     problem: Problem, root: Branch, n: int, limit: int, **sampling: Any
 ) -> list[Thought]:
-    """`n` independent thoughts from one root, each to its end or for `limit` tokens.
+    """`n` independent thoughts from one root, each to its end or for `limit` tokens."""
+    thoughts = [Thought(branch) for branch in root.fork(n)]
+    return await waves(thoughts, sampler(problem, **sampling), limit=limit)
+
+
+async def waves(
+    thoughts: Sequence[Thought], advance: Advance, *, limit: int, rounds: int = 1
+) -> list[Thought]:
+    """Thoughts that go on each for itself, for `rounds` steps of up to `limit` tokens.
 
     All run at once. When the budget might not cover that, as many run at once as it surely covers
     whole, and what they leave over buys the next: a few finished thoughts are worth more than many
     stumps.
+
+    Returns:
+        Those that the budget let begin.
     """
-    budget, advance = root.run.budget, sampler(problem, **sampling)
-    waiting = [Thought(branch) for branch in root.fork(n)]
-    thoughts: list[Thought] = []
-    while waiting and not budget.over:
-        wave = int(max(1, min(len(waiting), budget.left_tokens // limit)))
-        begun, waiting = waiting[:wave], waiting[wave:]
-        thoughts += begun
-        await population(begun, advance, limit=limit)
+    waiting, begun = list(thoughts), list[Thought]()
+    while waiting and not (budget := waiting[0].branch.run.budget).over:
+        wave = int(max(1, min(len(waiting), budget.left_tokens // (limit * rounds))))
+        going, waiting = waiting[:wave], waiting[wave:]
+        begun += going
+        await population(going, advance, limit=limit, rounds=rounds)
     for thought in waiting:
         thought.branch.drop("the budget ended before it began")
-    return thoughts
+    return begun
 
 
 def _share(budget: Budget, limit: int, live: int) -> int:

@@ -1,0 +1,1 @@
+"""Solvers: what a model may hand its calculating and deducing to."""

@@ -1,0 +1,131 @@
+"""Does a conclusion follow? First-order logic, decided by z3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from anabranch.tools.isolated import isolated
+from anabranch.tools.results import Solver, library, needs
+from anabranch.tools.syntax import Notation, Tree
+
+STEPS = 1_000_000
+"""Most steps of z3 for one question (its `rlimit`): the same verdict however slow the machine."""
+
+FORMULA = Notation(
+    binary={"<->": (1, 2), "->": (3, 3), "|": (5, 6), "&": (7, 8)},
+    prefix={"-": 9},
+    binders=("all", "exists"),
+)
+"""`-`, `&`, `|`, `->`, `<->`, from tight to loose; `all x.` and `exists x.` reach as far as they
+can. Names that are not bound are constants; a predicate without arguments is a proposition."""
+
+_GRAMMAR = r"""
+formula: ("all " | "exists ") NAME ". " formula | conditional
+conditional: either ((" -> " | " <-> ") either)?
+either: both (" | " both)*
+both: factor (" & " factor)*
+factor: "-" factor | "(" formula ")" | atom
+atom: NAME ("(" NAME (", " NAME)* ")")?
+"""
+
+
+def grammar(start: str = "formula", names: Sequence[str] = ()) -> str:
+    """What a model may write, in Lark's syntax: formulas that `prover` reads.
+
+    Args:
+        start: what a text is made of: "formula" for one.
+        names: the only ones there are; empty: any.
+    """
+    name = " | ".join(f'"{n}"' for n in names) if names else "/[A-Za-z][A-Za-z0-9_]{0,30}/"
+    return f"start: {start}\n{_GRAMMAR}NAME: {name}\n"
+
+
+def prover(*, seconds: float = 10.0) -> Solver:
+    """A solver of premises and, on the last line, a conclusion: one formula a line.
+
+    The value is "true" when the conclusion follows, "false" when its negation does, else "unknown".
+    Premises that contradict each other, and questions that cannot be decided, are errors.
+
+    Raises:
+        InputError: z3-solver is not installed.
+    """
+    needs("z3", "z3-solver")
+    return isolated(decide, seconds)
+
+
+def decide(source: str) -> str:
+    """As `prover`, here and now. Raises ValueError, with what is wrong."""
+    z3 = library("z3")
+
+    lines = [line for line in source.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError("there is no formula")
+    theory = _Theory()
+    *premises, conclusion = [theory.formula(FORMULA.read(line), {}) for line in lines]
+    follows = _check([*premises, z3.Not(conclusion)])
+    refuted = _check([*premises, conclusion])
+    if follows == refuted == z3.unsat:
+        raise ValueError("the premises contradict each other")
+    if z3.unsat in (follows, refuted):
+        return "true" if follows == z3.unsat else "false"
+    if z3.unknown in (follows, refuted):
+        raise ValueError("it cannot be decided whether the conclusion follows")
+    return "unknown"
+
+
+def _check(claims: Sequence[Any]) -> Any:
+    z3 = library("z3")
+
+    solver = z3.Solver()
+    solver.set("rlimit", STEPS)
+    solver.add(*claims)
+    return solver.check()
+
+
+class _Theory:
+    """The names of some formulas, each with one meaning in all of them."""
+
+    def __init__(self) -> None:
+        self.z3 = library("z3")
+        self.things = self.z3.DeclareSort("Thing")
+        self.predicates: dict[str, tuple[int, Any]] = {}
+
+    def formula(self, tree: Tree, bound: dict[str, Any]) -> Any:
+        """In z3's form."""
+        match tree:
+            case ("-", inner):
+                return self.z3.Not(self.formula(inner, bound))
+            case ("all" | "exists" as word, str(name), inner):
+                thing = self.z3.FreshConst(self.things, name)
+                body = self.formula(inner, {**bound, name: thing})
+                return (self.z3.ForAll if word == "all" else self.z3.Exists)([thing], body)
+            case ("name", str(name)):
+                return self.predicate(name, [])
+            case ("call", str(name), *arguments):
+                return self.predicate(name, [self.thing(a, bound) for a in arguments])
+            case (operator, left, right):
+                sides = self.formula(left, bound), self.formula(right, bound)
+                return _CONNECT[operator](self.z3, *sides)
+        raise AssertionError(tree)
+
+    def predicate(self, name: str, things: list[Any]) -> Any:
+        sorts = [self.things] * len(things)
+        made = self.z3.Function(f"predicate {name}", *sorts, self.z3.BoolSort())
+        arity, predicate = self.predicates.setdefault(name, (len(things), made))
+        if arity != len(things):
+            raise ValueError(f"{name} has {arity} arguments in one place, {len(things)} in another")
+        return predicate(*things)
+
+    def thing(self, tree: Tree, bound: dict[str, Any]) -> Any:
+        if tree[0] != "name":
+            raise ValueError("an argument must be a name")
+        return bound[tree[1]] if tree[1] in bound else self.z3.Const(tree[1], self.things)
+
+
+_CONNECT: dict[str, Any] = {
+    "&": lambda z3, a, b: z3.And(a, b),
+    "|": lambda z3, a, b: z3.Or(a, b),
+    "->": lambda z3, a, b: z3.Implies(a, b),
+    "<->": lambda z3, a, b: a == b,
+}
