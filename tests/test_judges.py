@@ -131,7 +131,7 @@ def test_a_judge_changes_no_branch_and_spends_no_more_than_there_is(
     world = World(SAYING, tokens=60 + extra, seed=seed)
     judge = made(text.format(head=str(head)))
     second = scripted({"Yes": 0.9, "No": 0.1})
-    world.run.load = lambda name: second
+    world.engine.loader = lambda name: second
 
     async def program() -> None:
         thoughts = [
@@ -159,7 +159,7 @@ def test_a_judge_changes_no_branch_and_spends_no_more_than_there_is(
 def test_the_seed_decides_what_a_judge_says(text: str, head: Path) -> None:
     def once() -> list[float]:
         world, found = World(SAYING, seed=7), list[float]()
-        world.run.load = lambda name: scripted({"Yes": 0.9, "No": 0.1})
+        world.engine.loader = lambda name: scripted({"Yes": 0.9, "No": 0.1})
 
         async def program() -> None:
             thoughts = [await world.thought(f"1\n{n}.", str(n)) for n in (4, 5, 4)]
@@ -174,7 +174,7 @@ def test_the_seed_decides_what_a_judge_says(text: str, head: Path) -> None:
 @pytest.mark.parametrize("text", LAWS)
 def test_a_judge_of_dropped_branches_does_not_end_the_search(text: str, head: Path) -> None:
     world = World(SAYING)
-    world.run.load = lambda name: scripted({"Yes": 0.9, "No": 0.1})
+    world.engine.loader = lambda name: scripted({"Yes": 0.9, "No": 0.1})
 
     async def program() -> None:
         thoughts = [await world.thought("So 4.", "4"), await world.thought("So 5.", "5")]
@@ -581,7 +581,7 @@ def test_a_second_model_judges_and_is_loaded_once() -> None:
             loaded.append(name)
         return second
 
-    world.run.load = load
+    world.engine.loader = load
 
     async def program() -> None:
         judge = made('reward(model="my.gguf")')

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -92,12 +91,6 @@ def load(
     name = str(model) if not Path(str(model)).exists() else file.name
     fingerprint = file.fingerprint + ("" if kv == "f32" else f"+kv-{kv}")
     engine = Engine(EngineCore(decoder, pages=pages), tokenizer)
-    another = partial(
-        load, backend=backend, threads=threads, kv=kv, max_rows=max_rows, offline=offline
-    )
-    return LM(engine, name, fingerprint, another)
-
-
     options: dict[str, Any] = {"backend": backend, "threads": threads, "kv": kv}
     engine.loader = lambda other: load(other, **options, offline=offline).engine
     return LM(engine, name, fingerprint)
@@ -113,18 +106,10 @@ class LM:
         name, fingerprint: which model this is; with "+kv-bf16" where keys and values are rounded.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        name: str,
-        fingerprint: str,
-        another: Callable[[str], LM] | None = None,
-    ) -> None:
-        """`another` loads models that programs want beside this one, such as reward models."""
+    def __init__(self, engine: Engine, name: str, fingerprint: str) -> None:
         self.engine, self.name, self.fingerprint = engine, name, fingerprint
         engine.fingerprint = fingerprint
         self.tokenizer = engine.tokenizer
-        self._another, self._others = another, dict[str, LM]()
 
     def __enter__(self) -> LM:
         return self
@@ -134,22 +119,7 @@ class LM:
 
     def close(self) -> None:
         """Free threads. Branches still open become unusable."""
-        for other in self._others.values():
-            other.close()
-        self._others.clear()
         self.engine.close()
-
-    def beside(self, model: str) -> Engine:
-        """The engine of a second model in this process, loaded when first asked for.
-
-        Raises:
-            AnabranchError: as `load`.
-        """
-        if model not in self._others:
-            if self._another is None:
-                raise InputError("this model cannot load another one beside it", got=model)
-            self._others[model] = self._another(model)
-        return self._others[model].engine
 
     def run(self, program: Coroutine[Any, Any, T]) -> T:
         """Run an asynchronous program to its end, also from inside a running event loop.
@@ -205,7 +175,7 @@ class LM:
         with contextlib.ExitStack() as stack:
             if isinstance(trace, (str, Path)):
                 trace = stack.enter_context(self.trace(trace, named, budget, seed))
-            run = Run(seed=seed, budget=budget, trace=trace, load=self.beside)
+            run = Run(seed=seed, budget=budget, trace=trace)
             if on_start is not None:
                 on_start(run)
             return await think(problem, self._root, named, run, model=self.name)

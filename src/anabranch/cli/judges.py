@@ -119,7 +119,6 @@ def judge_report(
 
 def _roots(lm: LM) -> RootOf:
     def root(problem: Problem, run: Run) -> Branch:
-        run.load = lm.beside
         return lm.engine.open(messages(problem), seed=run.seed, run=run)
 
     return root

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from anabranch.cli import chat, doctor, models, solve, strategies, trace  # noqa: F401
-
-
-from anabranch.cli import chat, doctor, judges, models, solve, trace  # noqa: F401
+from anabranch.cli import (  # noqa: F401
+    chat,
+    doctor,
+    judges,
+    models,
+    solve,
+    strategies,
+    trace,
+)
 from anabranch.cli.app import app
 
 

@@ -41,8 +41,6 @@ class Engine:
 
     Attributes:
         fingerprint: which weights these are, for what was fitted to them; "" if nobody said.
-
-
         loader: loads another model's engine by its name, or None where there are no others.
     """
 

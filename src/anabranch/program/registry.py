@@ -48,14 +48,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Text:
-    """A parameter that is any text, such as the name of a file."""
-
-    longest: int = 500
-
-
     """A parameter that is a text of at most so many characters, such as a model's name."""
 
-    longest: int
+    longest: int = 500
 
 
 Limits = Range | OneOf | Part | Text
@@ -91,10 +86,6 @@ class Parameter:
             if not isinstance(value, str) or len(value) > self.limits.longest:
                 allowed = f"text in quotes, up to {self.limits.longest} characters"
                 raise InputError(f"{self.name} is not a text", got=value, allowed=allowed)
-
-
-                allowed = f"up to {self.limits.longest} characters"
-                raise InputError(f"{self.name} is not a short text", got=value, allowed=allowed)
             return value
         numeric = isinstance(value, int) or (self.kind is float and isinstance(value, float))
         low, high = self.limits.low, self.limits.high

@@ -12,10 +12,7 @@ from anabranch.program.budget import Budget
 from anabranch.program.types import Mark, Thought, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from anabranch.program.branch import Branch
-    from anabranch.program.engine import Engine
 
 
 class Log(Protocol):
@@ -36,8 +33,6 @@ class Run:
         cost: rows and passes so far.
         ratings: what judges, by name, have said of places.
         remarks: what a reader of the answer should know.
-        load: gives the engine of another model by its name or path, loaded once; None where there
-            is only the one. What runs there on branches of this program is charged to it.
     """
 
     def __init__(
@@ -46,9 +41,7 @@ class Run:
         seed: int = 0,
         budget: Budget | None = None,
         trace: Log | None = None,
-        load: Callable[[str], Engine] | None = None,
     ) -> None:
-        self.load = load
         self.seed = seed
         self.budget = budget or Budget()
         self.budget.start()

@@ -41,14 +41,6 @@ def sampler(problem: Problem, *, skip: int = 0, **sampling: Any) -> Advance:
         try:
             await write(thought, limit, skip=skip, **sampling)
         finally:  # whoever stops us wants what there is
-            if branch.last is not None and branch.last is not before:
-                thought.logp += branch.last.logp
-                thought.logw += branch.last.logw
-                thought.tokens += len(branch.last.tokens)
-                thought.done = branch.last.stop in ("end", "complete", "stuck")
-            thought.text = branch.text[skip:]
-
-
             thought.answer = extract(thought.text, problem, done=thought.done)
         thought.done |= thought.answer is not None
         if thought.done:
@@ -71,7 +63,7 @@ async def write(thought: Thought, limit: int, *, skip: int = 0, **sampling: Any)
             thought.logp += branch.last.logp
             thought.logw += branch.last.logw
             thought.tokens += len(branch.last.tokens)
-            thought.done = branch.last.stop == "end"
+            thought.done = branch.last.stop in ("end", "complete", "stuck")
         thought.text = branch.text[skip:]
 
 
