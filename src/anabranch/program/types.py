@@ -136,6 +136,7 @@ class Problem:
         kind: how answers are read and compared: "auto" decides by what the text of the candidates
             holds; "choice" expects a letter of `choices`.
         choices: options of a multiple-choice problem.
+        context: what the question is about, such as a document; stands before it.
         check: says whether an answer is right (a thought's answer, or its text where none could be
             read), for problems that can tell. No part of what is asked.
     """
@@ -144,6 +145,7 @@ class Problem:
     system: str | None = None
     kind: Literal["auto", "number", "choice", "text"] = "auto"
     choices: tuple[str, ...] = ()
+    context: str = ""
     check: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
 
 

@@ -41,9 +41,10 @@ def stated_question(problem: Problem) -> str:
 
 
 def listed(problem: Problem, question: str) -> list[str]:
-    """A question and the problem's choices, each a line."""
+    """The problem's context, a question, and the problem's choices, each a line."""
     options = zip(letters(problem), problem.choices, strict=False)
-    return [question, *(f"{letter}) {text}" for letter, text in options)]
+    above = [problem.context, ""] if problem.context else []
+    return [*above, question, *(f"{letter}) {text}" for letter, text in options)]
 
 
 def ending(problem: Problem) -> str:
