@@ -92,7 +92,7 @@ def narrated(
             place = places[-1 if order == "dfs" else 0]
             lead = "" if before is None else _lead(place, before, latest)
             if lead and not await tell(thought, lead):
-                return
+                break
             place.tries -= 1
             idea = await write(thought, place.steps)
             here = (*place.steps, idea)
