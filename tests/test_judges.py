@@ -553,7 +553,8 @@ def test_process_rates_a_shared_step_once() -> None:
             await fork.force(text)
             thoughts.append(Thought(fork, text=fork.text))
         judge = combined("process", judge=base, aggregate="product", step="line")
-        assert await rate(judge, SUM, thoughts) == pytest.approx([0.45, 0.36])
+        ratings = [(await rate(judge, SUM, [thought]))[0] for thought in thoughts]
+        assert ratings == pytest.approx([0.45, 0.36])
         assert sorted(asked) == ["one\n", "one\na", "one\nb"]
 
     world(program)
