@@ -37,7 +37,9 @@ def choose(rule: Rule, strategy: str, problem: Problem) -> Answer:
 # ---- the law that budgets are kept, on a problem that makes these methods work ----------------
 
 
-@pytest.mark.parametrize("name", ["organize", "evidence", "exclude", "fsm", "rule_cascade"])
+@pytest.mark.parametrize(
+    "name", ["organize", "evidence", "exclude", "fsm", "rule_cascade", "syzygy"]
+)
 @settings(max_examples=12)
 @given(tokens=st.integers(len(STORY) + 4, 3000))
 def test_no_budget_is_overspent(name: str, tokens: int) -> None:
@@ -289,3 +291,35 @@ def test_without_a_good_rule_the_best_of_the_bad_is_used_and_said_so() -> None:
     answer = solve(rule, "rule_cascade(rules=16)", problem="Facts.")
     assert answer.answer == "bx"
     assert any("no rule passed" in note for note in answer.notes)
+
+
+# ---- syzygy --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["Yes", "No"])
+def test_conditions_that_change_nothing_are_left_out(missing: str) -> None:
+    """The answer is right when "x is even" is in view; the other conditions do nothing."""
+    events = Events("syzygy")
+    conditions = ["x is even", "x is big", "x is nice"]
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        cue, direct, said = reply.partition("The answer is")
+        if direct and not cue and "Work" not in prompt:
+            return replies({" 4.\n" if "x is even" in prompt else " 5.\n": 1.0})(prompt, said)
+        return talk({
+            "One digit": "2",
+            "State one condition": {f"{c}\n": 1 / 3 for c in conditions},
+            "Is a condition missing": missing,
+            "Work it out": f"The answer is {4 if 'x is even' in prompt else 5}.",
+        })(prompt, reply)  # fmt: skip
+
+    for seed in range(4):
+        run = Run(seed=seed, trace=events)
+        answer = solve(rule, "syzygy(temperature=1)", problem="Which x?", run=run)
+        event = events.seen[-1]
+        found, kept = event["found"], event["kept"]
+        assert isinstance(found, list)
+        assert event["betti"] == 2
+        seen = found if missing == "Yes" else found[:2]
+        assert kept == [c for c in seen if c == "x is even"]
+        assert answer.answer == ("4" if "x is even" in seen else "5")
