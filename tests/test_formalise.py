@@ -9,7 +9,8 @@ import pytest
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem
 from anabranch.reason.formalise import fenced, outcome_read
-from tests.scripted import replies
+from anabranch.reason.linc import sentences, spoken, vocabulary
+from tests.scripted import Rule, replies
 from tests.test_reason import solve
 
 
@@ -107,3 +108,122 @@ def test_without_the_budget_for_its_prompt_it_thinks_plainly() -> None:
     answer = solve({"The answer is 4.": 1.0}, "pal(n=1, max_tokens=20)", budget=Budget(60))
     assert answer.answer == "4"
     assert any("budget did not cover" in note for note in answer.notes)
+
+
+# ---- linc ----------------------------------------------------------------------------------------
+
+STORY = "Every cat is a pet. Tom is a cat. True or false: Tom is a pet."
+
+
+def translations(table: Mapping[str, Mapping[str, float]]) -> Rule:
+    """A reply to each sentence, whatever came before it."""
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        sentence = max(table, key=prompt.rfind)
+        return replies(table[sentence])(prompt, reply)
+
+    return rule
+
+
+FAITHFUL = {
+    "Every cat is a pet.": {"all x. (Cat(x) -> Pet(x))": 1.0},
+    "Tom is a cat.": {"Cat(tom)": 1.0},
+    "Tom is a pet.": {"Pet(tom)": 1.0},
+}
+
+
+def test_a_prover_decides_what_was_translated() -> None:
+    answer = solve(translations(FAITHFUL), "linc(n=2)", problem=STORY)
+    assert (answer.answer, answer.confidence) == ("true", 1.0)
+    assert answer.text.splitlines()[:3] == ["all x. (Cat(x) -> Pet(x))", "Cat(tom)", "Pet(tom)"]
+
+
+def test_translations_vote_and_what_settles_nothing_abstains() -> None:
+    rule = translations(
+        {**FAITHFUL, "Tom is a cat.": {"Cat(tom)": 0.6, "-Pet(tom)": 0.2, "-Cat(tom)": 0.2}}
+    )
+    answer = solve(rule, "linc(n=20, temperature=1)", problem=STORY, seed=2)
+    found = [candidate.answer for candidate in answer.candidates]
+    assert answer.answer == "true"
+    assert set(found) == {"true", "false", None}
+    # Binomial(20, 0.6) and (20, 0.2): outside of these twice in ten thousand.
+    assert found.count("true") >= 4
+    assert found.count(None) <= 12
+    unknown = STORY.replace("True or false", "True, false or unknown")
+    asked = solve(rule, "linc(n=12, temperature=1)", problem=unknown, seed=2)
+    assert {c.answer for c in asked.candidates} == {"true", "false", "unknown"}
+
+
+def test_no_translation_is_unreadable() -> None:
+    rule = translations({s: {"Tom loves (cats": 0.5, "-" * 60: 0.5} for s in FAITHFUL})
+    answer = solve(rule, "linc(n=6, temperature=1, max_tokens=24)", problem=STORY)
+    assert all("cannot read" not in note and "expected" not in note for note in answer.notes)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (Problem("Tom is a cat. True or false: Tom is red."), ["true", "false", None]),
+        (Problem("Tom is red. Is Tom red?"), ["yes", "no", None]),
+        (Problem("Tom is red. Is Tom red? Say unknown if so."), ["true", "false", "unknown"]),
+        (Problem("Tom is red.", choices=("True", "False", "Uncertain")), ["A", "B", "C"]),
+        (Problem("Is Tom red?", choices=("No", "Yes")), ["B", "A", None]),
+    ],
+)
+def test_verdicts_in_the_words_of_the_problem(problem: Problem, said: list[str | None]) -> None:
+    assert [spoken(verdict, problem) for verdict in ("true", "false", "unknown")] == said
+
+
+def test_sentences_and_names() -> None:
+    assert sentences(Problem(STORY)) == ["Every cat is a pet.", "Tom is a cat.", "Tom is a pet."]
+    assert sentences(Problem("?")) == ["?"]
+    predicates, terms = vocabulary(["Every", "cat", "Tom"])
+    assert (predicates, terms) == (["Cat", "Tom"], ["cat", "tom", "x", "y", "z"])
+
+
+# ---- collaborative -------------------------------------------------------------------------------
+
+
+def chains_and_programs(right: float, faithful: float) -> Rule:
+    """Chains are right so often; a program says the same so often, or something else."""
+    chains = {"The answer is 4.": right, "The answer is 5.": 1 - right}
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if "program" not in prompt:
+            return replies(chains)(prompt, reply)
+        says = 4 if "is 4." in prompt else 5
+        table = {block(f"print({says})"): faithful, block("print(7)"): 1 - faithful}
+        return replies(table)(prompt, reply)
+
+    return rule
+
+
+def test_a_chain_counts_only_with_a_program_that_agrees() -> None:
+    """Wrong chains are common here, and programs refute them."""
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        chains = {"The answer is 4.": 0.3, "The answer is 5.": 0.7}
+        if "program" not in prompt:
+            return replies(chains)(prompt, reply)
+        return replies({block("print(2 + 2)"): 1.0})(prompt, reply)
+
+    answer = solve(rule, "collaborative(n=12, temperature=1)", seed=4)
+    assert (answer.answer, answer.confidence) == ("4", 1.0)
+    assert {c.answer for c in answer.candidates} == {"4", "5"}
+    assert solve(rule, "vote(n=12, temperature=1)", seed=4).answer == "5"
+
+
+def test_precision_of_agreement_is_the_bayes_value() -> None:
+    answer = solve(chains_and_programs(0.6, 0.5), "collaborative(n=100, temperature=1)", seed=1)
+    weights = {c.branch: c.weight for c in answer.candidates if c.weight}
+    # Agreement is as likely for right as for wrong chains here: the shares stay 0.6 and 0.4.
+    right = {c.weight for c in answer.candidates if c.answer == "4"}.pop()
+    assert weights
+    # About 50 agree; a share of them is within 4 standard errors of 0.6.
+    assert abs(right - 0.6) < 4 * (0.24 / 50) ** 0.5
+
+
+def test_when_no_program_agrees_the_chains_vote() -> None:
+    answer = solve(chains_and_programs(0.8, 0.0), "collaborative(n=8, temperature=0)")
+    assert answer.answer == "4"
+    assert any("no chain" in note for note in answer.notes)

@@ -308,8 +308,8 @@ def test_what_the_grammar_lets_a_model_write_is_read() -> None:
         FORMULA.read(text)
     for text in ["", "P(", "P Q", "all x P(x)", "P &", "P(f(x))"]:
         assert not follows(logic(), text)
-    assert follows(logic(names=["Cat", "tom"]), "Cat(tom)")
-    assert not follows(logic(names=["Cat", "tom"]), "Dog(tom)")
+    assert follows(logic(["Cat"], ["tom"]), "Cat(tom)")
+    assert not follows(logic(["Cat"], ["tom"]), "Dog(tom)")
 
 
 # ---- algebra -------------------------------------------------------------------------------------

@@ -15,15 +15,22 @@ from anabranch.reason.kernels import population, sample, sampler
 YES, NO = "Yes", "No"
 
 
-def begin(near: Branch, problem: Problem, text: str) -> Branch | None:
+def begin(
+    near: Branch, problem: Problem, text: str, shown: Sequence[tuple[str, str]] = ()
+) -> Branch | None:
     """A branch that waits for the reply to `text`, in a conversation of its own.
 
     Its random stream follows from `near` and the text: fork it to ask the same thing twice.
 
+    Args:
+        shown: turns that come before it, each with its reply, as examples.
+
     Returns:
         None, with a remark, when budget or context do not cover the text.
     """
-    messages = [{"role": "user", "content": text}]
+    pairs = (zip(("user", "assistant"), pair, strict=True) for pair in shown)
+    messages = [{"role": role, "content": said} for pair in pairs for role, said in pair]
+    messages.append({"role": "user", "content": text})
     if problem.system is not None:
         messages.insert(0, {"role": "system", "content": problem.system})
     run, engine = near.run, near.engine

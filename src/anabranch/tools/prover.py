@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,24 +22,25 @@ FORMULA = Notation(
 can. Names that are not bound are constants; a predicate without arguments is a proposition."""
 
 _GRAMMAR = r"""
-formula: ("all " | "exists ") NAME ". " formula | conditional
+formula: ("all " | "exists ") TERM ". " formula | conditional
 conditional: either ((" -> " | " <-> ") either)?
 either: both (" | " both)*
 both: factor (" & " factor)*
 factor: "-" factor | "(" formula ")" | atom
-atom: NAME ("(" NAME (", " NAME)* ")")?
+atom: PREDICATE ("(" TERM (", " TERM)* ")")?
 """
+_NAME = "/[A-Za-z][A-Za-z0-9_]{0,30}/"
 
 
-def grammar(start: str = "formula", names: Sequence[str] = ()) -> str:
-    """What a model may write, in Lark's syntax: formulas that `prover` reads.
+def grammar(predicates: Sequence[str] = (), terms: Sequence[str] = ()) -> str:
+    """What a model may write, in Lark's syntax: one formula that `prover` reads.
 
     Args:
-        start: what a text is made of: "formula" for one.
-        names: the only ones there are; empty: any.
+        predicates, terms: the only names there are, variables among the terms; empty: any.
     """
-    name = " | ".join(f'"{n}"' for n in names) if names else "/[A-Za-z][A-Za-z0-9_]{0,30}/"
-    return f"start: {start}\n{_GRAMMAR}NAME: {name}\n"
+    named = {"PREDICATE": predicates, "TERM": terms}
+    names = (f"{k}: {' | '.join(map(json.dumps, v)) or _NAME}\n" for k, v in named.items())
+    return f"start: formula{_GRAMMAR}{''.join(names)}"
 
 
 def prover(*, seconds: float = 10.0) -> Solver:
