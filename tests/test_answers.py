@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.program.answers import extract, normalise, normalise_number, normalise_text
 from anabranch.program.types import Problem
-from anabranch.reason.answers import extract, normalise, normalise_number, normalise_text
 
 MATHS = Problem("How many apples?")
 OPEN = Problem("What is the capital of France?")

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from anabranch.errors import InputError
-from anabranch.reason.answers import extract
+from anabranch.program.answers import extract
 from anabranch.tasks.registry import Posed, problems, tasks
 
 NAMES = [entry.name for entry in tasks()]

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from anabranch.engine import grammar
 from anabranch.engine.constraints import Constraint
+from anabranch.program.answers import normalise
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.registry import Text
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import normalise
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.registry import (
     MaxTokens,

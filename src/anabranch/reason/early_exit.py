@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from anabranch.program.answers import letters
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import letters
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.registry import MaxTokens, Rounds, Samples, Share, Temperature, strategy

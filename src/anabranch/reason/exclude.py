@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from anabranch.program.answers import letters, normalise
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import letters, normalise
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import sample
 from anabranch.reason.prompts import STEPS, ending, stated_question

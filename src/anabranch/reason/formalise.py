@@ -7,9 +7,9 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from anabranch.program.answers import extract, normalise, normalise_number
 from anabranch.program.branch import Branch
 from anabranch.program.types import Problem, Thought
-from anabranch.reason.answers import extract, normalise, normalise_number
 from anabranch.reason.kernels import note_thought, waves, write
 from anabranch.reason.prompts import stated_question
 from anabranch.reason.turns import ask, begin

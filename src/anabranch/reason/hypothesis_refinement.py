@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from anabranch.program.answers import normalise_text
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import normalise_text
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import sample
 from anabranch.reason.prompts import ending

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from anabranch.program.answers import extract
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.run import Run
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Thought
-from anabranch.reason.answers import extract
 from anabranch.verify.registry import Judge, rate
 
 Advance = Callable[[Thought, int], Awaitable[None]]

@@ -6,10 +6,10 @@ import re
 from typing import Annotated
 
 from anabranch.engine.grammar import lark
+from anabranch.program.answers import letters, normalise
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import letters, normalise
 from anabranch.reason.folds import majority
 from anabranch.reason.formalise import Translate, formalise
 from anabranch.reason.kernels import sample, write

@@ -6,11 +6,11 @@ import random
 from dataclasses import replace
 
 from anabranch.backends.philox import derive
+from anabranch.program.answers import letters
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import letters
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import population, sample, sampler
 from anabranch.reason.prompts import messages

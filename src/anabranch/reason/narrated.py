@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from anabranch.program.answers import extract
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.derived import choose
 from anabranch.program.tasks import together
 from anabranch.program.types import Mark, Problem, Strategy, Thought
-from anabranch.reason.answers import extract
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import note_thought
 from anabranch.reason.registry import (

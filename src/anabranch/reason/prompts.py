@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from anabranch.errors import InputError
+from anabranch.program.answers import letters
 from anabranch.program.types import Problem
-from anabranch.reason.answers import letters
 
 STEPS = "Work it out step by step, one short line per step."
 """Small models lose long instructions, and skip the steps when the ending is asked for first."""

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Literal
 
 from anabranch.errors import AnabranchError
+from anabranch.program.answers import extract, normalise_text
 from anabranch.program.branch import Branch
 from anabranch.program.registry import Named
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Candidate, Problem, Thought
-from anabranch.reason.answers import extract, normalise_text
 from anabranch.reason.folds import mean_logp
 from anabranch.reason.kernels import note_thought
 from anabranch.reason.registry import fold_of

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Annotated
 
 from anabranch.backends.philox import derive
+from anabranch.program.answers import extract
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.registry import Text
 from anabranch.program.types import Problem, Step, Strategy, Thought
-from anabranch.reason.answers import extract
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.prompts import messages

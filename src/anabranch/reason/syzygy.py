@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from anabranch.program.answers import extract
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import extract
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import sample
 from anabranch.reason.prompts import STEPS, ending, stated_question

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
+from anabranch.program.answers import letters
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.derived import score
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import letters
 from anabranch.reason.kernels import note_thought, population, sample, write
 from anabranch.reason.registry import MaxTokens, OneOf, Samples, Temperature, strategy
 from anabranch.reason.resample import by_share, normalised

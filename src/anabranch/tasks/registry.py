@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from anabranch.program.answers import normalise
 from anabranch.program.registry import Entry, Registry
 from anabranch.program.types import Problem
-from anabranch.reason.answers import normalise
 
 
 @dataclass(frozen=True)
