@@ -21,9 +21,9 @@ from anabranch.program.engine import Engine
 from anabranch.program.registry import Named
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem, Thought
-from anabranch.reason.folds import AGGREGATES
 from anabranch.reason.registry import parse
 from anabranch.reason.solve import think
+from anabranch.verify.aggregates import AGGREGATES
 from anabranch.verify.registry import Judge
 from tests.scripted import ChatTokenizer, ScriptedDecoder, ask
 

@@ -19,6 +19,7 @@ from anabranch.cli.app import app
 from anabranch.errors import FileFormatError, InputError
 from anabranch.lm import LM
 from anabranch.program.branch import Branch
+from anabranch.program.engine import Engine
 from anabranch.program.run import Run
 from anabranch.program.types import Problem, Thought
 from anabranch.verify.records import Record, by_problem, read_records, replay
@@ -423,11 +424,12 @@ def test_solutions_of_one_kind_fit_nothing(tmp_path: Path) -> None:
 def test_a_model_beside_another_is_loaded_once_and_closed_with_it() -> None:
     loaded: list[LM] = []
 
-    def another(name: str) -> LM:
+    def loader(name: str) -> Engine:
         loaded.append(scripted_lm({"Yes": 0.9, "No": 0.1}))
-        return loaded[-1]
+        return loaded[-1].engine
 
-    lm = LM(scripted({"The answer is 4.": 1.0}), "first", "f", another)
+    lm = LM(scripted({"The answer is 4.": 1.0}), "first", "f")
+    lm.engine.loader = loader
     strategy = "beam(width=2, fanout=1, judge=reward(model='second.gguf'))"
     for _ in range(2):
         answer = lm.solve("2+2?", strategy)
@@ -436,5 +438,5 @@ def test_a_model_beside_another_is_loaded_once_and_closed_with_it() -> None:
     lm.close()
     with pytest.raises(RuntimeError, match="shutdown"):
         loaded[0].engine._worker.submit(int)
-    with pytest.raises(InputError, match="cannot load another"):
-        scripted_lm({"x": 1.0}).beside("y")
+    with pytest.raises(InputError, match="no other models"):
+        scripted_lm({"x": 1.0}).engine.other("y")

@@ -605,7 +605,7 @@ def test_a_reward_model_must_be_named_and_loadable() -> None:
     world = World(SAYING)
 
     async def program() -> None:
-        with pytest.raises(InputError, match="cannot load"):
+        with pytest.raises(InputError, match="no other models"):
             await rate(made("reward(model='x')"), SUM, [await world.thought("a", "4")])
 
     world(program)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from anabranch.program.types import Thought
-from anabranch.verify.aggregates import AGGREGATES as AGGREGATES  # part of what is here
+from anabranch.verify.aggregates import AGGREGATES
 
 
 def mean_logp(thought: Thought) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from anabranch.errors import InputError
 from anabranch.program.registry import Entry, Named, OneOf, Part, Range, Registry
 from anabranch.program.types import Fold, Strategy
-from anabranch.reason.folds import AGGREGATES
+from anabranch.verify.aggregates import AGGREGATES
 from anabranch.verify.registry import Judge, JudgedBy
 
 __all__ = ["Entry", "JudgedBy", "Named", "OneOf", "Part", "Range"]
