@@ -10,7 +10,7 @@ from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason import kernels
 from anabranch.reason.criticism import IS_RIGHT, WHAT_FAILS
-from anabranch.reason.early_exit import CUES
+from anabranch.reason.early_exit import CUES, STATE
 from anabranch.reason.folds import latest
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.prompts import ending
@@ -27,7 +27,7 @@ from anabranch.reason.turns import NO, YES, ask, remark_on, verdict
 MARKERS = tuple(cue for cue in CUES if cue.strip())
 """Words of hesitation. A new paragraph is none."""
 
-STATE, STATED_TOKENS = "\n\nThe answer is", 16
+STATED_TOKENS = 16
 COMPLETE = "Is that a complete solution, with its result? Reply Yes or No."
 CHECK = "Check that line by line: recompute each, and say which is the first that is wrong, if any."
 
@@ -48,10 +48,10 @@ def detect_and_verify(
     check_tokens: MaxTokens = 256,
     max_tokens: MaxTokens = 1024,
 ) -> Strategy:
-    """At words of hesitation, ask whether the solution is complete, and pause it there if so, its answer
-    stated. Then
-    `checks` verdicts of one word are drawn; if fewer than the share `agree` say the same, one
-    verdict is taken after a written check. What fails is solved anew, once for each of `rounds`.
+    """At words of hesitation, ask whether the solution is complete; if so, pause it there and have
+    it state its answer. Then `checks` verdicts of one word are drawn; if fewer than the share
+    `agree` say the same, one verdict is taken after a written check. What fails is solved anew,
+    once for each of `rounds`.
 
     Departures: the verifier is the model itself, untrained.
     """

@@ -8,13 +8,15 @@ from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import letters
 from anabranch.reason.folds import majority
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.registry import MaxTokens, Rounds, Samples, Share, Temperature, strategy
 
 CUES = ("Wait", "Alternatively", "Hmm", "But ", "Let me check", "Let me verify", "\n\n")
 """What a new train of thought begins with, or comes after."""
+
+STATE = "\n\nThe answer is"
+"""What makes a thought state its answer."""
 
 OPENED, CLOSED = "<think>", "</think>"
 
@@ -69,8 +71,7 @@ def early_exit(
 async def _probe(problem: Problem, thought: Thought, n: int, limit: int) -> list[Thought]:
     """What `n` forks of a thought answer if they must do so now; their branches are dropped."""
     open_mark = thought.text.rfind(OPENED) > thought.text.rfind(CLOSED)
-    cue = f"\n{CLOSED}\n" if open_mark else ""
-    cue += "\n\nThe answer is option" if letters(problem) else "\n\nThe answer is"
+    cue = (f"\n{CLOSED}\n" if open_mark else "") + STATE
 
     async def answer(branch: Branch) -> Thought:
         child = Thought(branch, thought, logp=thought.logp, logw=thought.logw, text=thought.text)
