@@ -8,7 +8,8 @@ import pytest
 
 from anabranch.program.budget import Budget
 from anabranch.program.run import Run
-from anabranch.program.types import Answer
+from anabranch.program.types import Answer, Thought
+from anabranch.reason.folds import latest
 from anabranch.reason.hypothesis_refinement import read_pairs
 from tests.scripted import Rule, replies
 from tests.test_reason import solve
@@ -210,6 +211,24 @@ def test_a_complete_solution_is_paused_and_a_wrong_one_solved_anew() -> None:
     answer, slow = checked(0.0, "", "detect_and_verify")
     assert (answer.answer, answer.text) == ("4", RIGHT)
     assert [c.answer for c in answer.candidates] == ["4", "5"]
+
+
+def test_a_paused_solution_states_its_answer() -> None:
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if "complete solution" in prompt or "all right" in prompt:
+            return replies({"Yes": 1.0})(prompt, reply)
+        _, cue, said = reply.partition("\n\nThe answer is")
+        return replies({" 4.\n": 1.0} if cue else {"2 + 2 = 4. Wait, no": 1.0})(
+            prompt, said if cue else reply
+        )
+
+    answer = solve(rule, "detect_and_verify")
+    assert (answer.answer, answer.text) == ("4", "2 + 2 = 4. Wait\n\nThe answer is 4.")
+
+
+def test_the_latest_draft_outweighs_all_before_it() -> None:
+    drafts = [Thought(None, answer=answer) for answer in "aaaab"]  # type: ignore[arg-type]
+    assert latest(drafts) == [("b", 16 / 31), ("a", 15 / 31)]
 
 
 def test_quick_checks_that_disagree_call_for_a_slow_one() -> None:

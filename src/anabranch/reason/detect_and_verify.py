@@ -10,7 +10,7 @@ from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason import kernels
 from anabranch.reason.criticism import IS_RIGHT, WHAT_FAILS
-from anabranch.reason.early_exit import CUES
+from anabranch.reason.early_exit import CUES, STATE
 from anabranch.reason.folds import latest
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.prompts import ending
@@ -24,6 +24,10 @@ from anabranch.reason.registry import (
 )
 from anabranch.reason.turns import NO, YES, ask, remark_on, verdict
 
+MARKERS = tuple(cue for cue in CUES if cue.strip())
+"""Words of hesitation. A new paragraph is none."""
+
+STATED_TOKENS = 16
 COMPLETE = "Is that a complete solution, with its result? Reply Yes or No."
 CHECK = "Check that line by line: recompute each, and say which is the first that is wrong, if any."
 
@@ -44,9 +48,10 @@ def detect_and_verify(
     check_tokens: MaxTokens = 256,
     max_tokens: MaxTokens = 1024,
 ) -> Strategy:
-    """At words of hesitation, ask whether the solution is complete, and pause it there if so. Then
-    `checks` verdicts of one word are drawn; if fewer than the share `agree` say the same, one
-    verdict is taken after a written check. What fails is solved anew, once for each of `rounds`.
+    """At words of hesitation, ask whether the solution is complete; if so, pause it there and have
+    it state its answer. Then `checks` verdicts of one word are drawn; if fewer than the share
+    `agree` say the same, one verdict is taken after a written check. What fails is solved anew,
+    once for each of `rounds`.
 
     Departures: the verifier is the model itself, untrained.
     """
@@ -55,7 +60,8 @@ def detect_and_verify(
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         async def solve(thought: Thought) -> Thought:
             branch, before = thought.branch, thought.tokens
-            write = sampler(problem, skip=len(branch.text), until=CUES, temperature=temperature)
+            skip = len(branch.text)
+            write = sampler(problem, skip=skip, until=MARKERS, temperature=temperature)
             while True:
                 thought.done = False
                 await population([thought], write, limit=max_tokens + before - thought.tokens)
@@ -64,6 +70,9 @@ def detect_and_verify(
                 if not going or thought.tokens - before >= max_tokens:
                     return thought
                 if (await verdict(branch, COMPLETE))[YES] > 0.5:
+                    if thought.answer is None and (await branch.force(STATE)).stop == "forced":
+                        state = sampler(problem, skip=skip, until="\n", temperature=0.0)
+                        await population([thought], state, limit=STATED_TOKENS)
                     thought.done = True
                     return thought
 

@@ -16,6 +16,9 @@ from anabranch.reason.registry import MaxTokens, Rounds, Samples, Share, Tempera
 CUES = ("Wait", "Alternatively", "Hmm", "But ", "Let me check", "Let me verify", "\n\n")
 """What a new train of thought begins with, or comes after."""
 
+STATE = "\n\nThe answer is"
+"""What makes a thought state its answer."""
+
 OPENED, CLOSED = "<think>", "</think>"
 
 
@@ -69,8 +72,7 @@ def early_exit(
 async def _probe(problem: Problem, thought: Thought, n: int, limit: int) -> list[Thought]:
     """What `n` forks of a thought answer if they must do so now; their branches are dropped."""
     open_mark = thought.text.rfind(OPENED) > thought.text.rfind(CLOSED)
-    cue = f"\n{CLOSED}\n" if open_mark else ""
-    cue += "\n\nThe answer is option" if letters(problem) else "\n\nThe answer is"
+    cue = (f"\n{CLOSED}\n" if open_mark else "") + STATE
 
     async def answer(branch: Branch) -> Thought:
         child = Thought(branch, thought, logp=thought.logp, logw=thought.logw, text=thought.text)
