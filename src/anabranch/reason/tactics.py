@@ -56,7 +56,7 @@ def tactics(
     """The likeliest tactic of five, and when it gives no answer the next, up to `tries`.
 
     How likely a tactic is without the problem is subtracted, since small models prefer a word
-    whatever is asked.
+    whatever is asked. Equals are tried in the order of how often models get them right.
 
     Departures: one tactic for the whole problem, which is not split into parts; no examples of
     tactics, and nothing is trained.
@@ -65,10 +65,10 @@ def tactics(
     formal: dict[str, Any] = {"retries": retries, "max_tokens": max_tokens, **shared}
     ways: dict[str, Strategy] = {
         "program": pal(**formal),
+        "words": vote(max_tokens=max_tokens, **shared),
         "equations": _formal(EQUATIONS, algebra, EQUATION, **formal),
         "logic": linc(**shared),
         "constraints": _formal(CONSTRAINTS, smt, "", **formal),
-        "words": vote(max_tokens=max_tokens, **shared),
     }
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
