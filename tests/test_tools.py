@@ -255,6 +255,14 @@ def test_rules_and_facts_as_by_forward_chaining(seed: int) -> None:
         )
 
 
+def test_questions_of_logic_are_decided_side_by_side() -> None:
+    async def program() -> list[Result]:
+        asked = [f"all x. (P{i}(x) -> Q(x))\nP{i}(a)\n{'-' * (i % 2)}Q(a)" for i in range(24)]
+        return list(await asyncio.gather(*map(prover(), asked)))
+
+    assert asyncio.run(program()) == [Result("true"), Result("false")] * 12
+
+
 @pytest.mark.parametrize(
     ("source", "verdict"),
     [
