@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from anabranch.program.answers import normalise_text
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.answers import normalise_text
 from anabranch.reason.folds import majority, mean_logp
 from anabranch.reason.formalise import code, formalise, posed
 from anabranch.reason.induction import FUNCTION, examples, inducer
