@@ -159,8 +159,8 @@ def _crash(source: str) -> str:
 
 def test_a_process_has_limits_and_its_faults_are_words() -> None:
     async def program() -> list[Result]:
-        works = (_hang, _hoard, _crash)
-        return list(await asyncio.gather(*(isolated(w, 0.2)("x") for w in works)))
+        works = ((_hang, 0.2), (_hoard, 20), (_crash, 20))
+        return list(await asyncio.gather(*(isolated(w, most)("x") for w, most in works)))
 
     hung, hoarded, crashed = asyncio.run(program())
     assert "took longer than 0.2 seconds" in hung.error
