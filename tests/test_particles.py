@@ -145,6 +145,21 @@ def test_a_power_sharpens_texts_not_tokens() -> None:
     assert distance(found, exact) < 0.12
 
 
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (sharpen, {"step_tokens": 16, "alpha": 1.0}),
+        (constrained, {"step_tokens": 4, "regex": r"The answer is \d+\."}),
+        (particles, {"step_tokens": 15, "judge": Judge(judge_lines, name="lines")}),
+    ],
+)
+def test_a_step_that_ends_within_a_number_does_not_end_the_thought(make: Any, options: Any) -> None:
+    table = {"The answer is 12345.": 0.5, "The answer is 67890.": 0.5}
+    found = shares_of(table, make, 2, n=8, **options)
+    assert set(found) == {"12345", "67890"}
+    assert sum(found.values()) == pytest.approx(1)
+
+
 def test_the_rule_follows_from_the_problem() -> None:
     assert asked_for(Problem("?", choices=("red", "blue"))) == grammar.choice(("red", "blue"))
     assert asked_for(PROBLEM) != asked_for(Problem("?"))
