@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.engine import grammar
+from anabranch.program.budget import Budget
 from anabranch.program.run import Run
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.constrained import asked_for, constrained
+from anabranch.reason.gibbs import gibbs
 from anabranch.reason.particles import particles
-from anabranch.reason.resample import by_share, normalised, systematic
+from anabranch.reason.resample import by_share, independent, normalised, systematic
 from anabranch.reason.sharpen import sharpen
 from anabranch.verify.registry import Judge
 from tests.scripted import ask, scripted
@@ -121,6 +123,126 @@ def test_a_judge_of_all_alike_leaves_the_model() -> None:
     assert distance(found, target_of(STEPS, lambda text, p: p)) < 0.06
 
 
+# ---- sweeps ------------------------------------------------------------------------------------
+
+SHORT = {text.replace("The answer is ", "").rstrip("."): p for text, p in STEPS.items()}
+
+
+def test_independent_copies_are_right_on_average() -> None:
+    shares, draws = [0.5, 0.0, 0.3, 0.2], 1000
+    copies = independent(shares, ((i + 0.5) / draws for i in range(draws)))
+    assert copies == [500, 0, 300, 200]
+
+
+def test_sweeps_undo_the_bias_of_two_particles() -> None:
+    """The mean over seeds of a filter with two particles is off, however many there are."""
+
+    def weight(text: str, p: float) -> float:
+        ratings = [WORTH.get(line, 0.5) for line in text.splitlines()]
+        return p * math.prod(r / (1 - r) for r in ratings)
+
+    judge = Judge(judge_lines, name="lines")
+    exact = target_of(SHORT, weight)
+    assert distance(shares_of(SHORT, particles, 250, n=2, judge=judge), exact) > 0.15
+    # 800 sweeps: about 0.04 is chance.
+    assert distance(shares_of(SHORT, gibbs, 2, n=2, sweeps=400, judge=judge), exact) < 0.09
+
+
+@pytest.mark.parametrize("ess", [0.0, 0.6])
+def test_weights_that_are_carried_over_steps_are_repeated_too(ess: float) -> None:
+    """At another temperature every step has a weight of its own beside the judge's."""
+
+    def weight(text: str, p: float) -> float:
+        return p * math.prod(WORTH.get(line, 0.5) for line in text.splitlines())
+
+    options: Any = {"judge": Judge(judge_lines, name="lines"), "potential": "probability"}
+    found = shares_of(SHORT, gibbs, 2, n=4, sweeps=120, ess=ess, temperature=1.6, **options)
+    assert distance(found, target_of(SHORT, weight)) < 0.08
+
+
+def test_the_reference_is_repeated_for_nothing() -> None:
+    text = "a\nb\nThe answer is 4."
+
+    async def program() -> None:
+        run = Run(seed=3)
+        root = ask(engine, "?", run)
+        strategy = gibbs(n=3, sweeps=5, judge=Judge(count, name="count"), temperature=1.0)
+        thoughts = await strategy(PROBLEM, root, run.budget)
+        assert [thought.text for thought in thoughts] == [text] * 15
+        assert {(t.tokens, t.scores) for t in thoughts} == {(len(text) + 1, (0.5,) * 3)}
+        assert run.usage.sampled_tokens == (3 + 4 * 2) * (len(text) + 1)
+        assert rated == (3 + 4 * 2) * 3
+        run.drop_all()
+
+    async def count(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+        nonlocal rated
+        rated += len(thoughts)
+        return [0.5] * len(thoughts)
+
+    rated, engine = 0, scripted({text: 1.0})
+    asyncio.run(program())
+
+
+def test_a_trajectory_that_outweighs_all_is_kept_by_every_sweep() -> None:
+    """b, then 3, is worth a thousand others; once found it is never lost again."""
+
+    async def likes_b(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+        return [0.999999 if t.text.startswith("b\n3") else 0.01 for t in thoughts]
+
+    async def program() -> None:
+        run = Run(seed=1)
+        root = ask(engine, "?", run)
+        strategy = gibbs(n=4, sweeps=20, judge=Judge(likes_b, name="likes_b"))
+        thoughts = await strategy(PROBLEM, root, run.budget)
+        sweeps = [thoughts[i : i + 4] for i in range(0, 80, 4)]
+        has = [any(t.text == "b\n3" for t in sweep) for sweep in sweeps]
+        assert all(has[has.index(True) :])
+        assert len(run.live) <= 1 + 1  # the root and the last reference
+        run.drop_all()
+
+    engine = scripted(SHORT)
+    asyncio.run(program())
+
+
+def test_copies_of_the_reference_go_their_own_ways() -> None:
+    """After a good b, found three times in ten, all digits are alike likely."""
+
+    async def likes_b(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+        return [0.9999 if t.text.startswith("b") else 0.0001 for t in thoughts]
+
+    async def program() -> None:
+        root = ask(engine, "?", Run())
+        strategy = gibbs(n=2, sweeps=60, judge=Judge(likes_b, name="likes_b"))
+        texts = [thought.text for thought in await strategy(PROBLEM, root, root.run.budget)]
+        pairs = zip(texts[2::2], texts[3::2], strict=True)
+        others = [(kept, other) for kept, other in pairs if kept.startswith("b")]
+        assert len(others) >= 50
+        assert all(other.startswith("b") for _, other in others)
+        # Binomial(59, 0.1): more than 15 once in six thousand.
+        assert sum(kept == other for kept, other in others) <= 15
+        root.run.drop_all()
+
+    engine = scripted({"a\n0": 0.7} | {f"b\n{digit}": 0.03 for digit in range(10)})
+    asyncio.run(program())
+
+
+def test_no_sweep_is_begun_that_the_budget_does_not_cover() -> None:
+    text = "The answer is 4."
+
+    async def program() -> None:
+        run = Run(budget=Budget(100))
+        root = ask(engine, "?", run)
+        strategy = gibbs(n=2, sweeps=9, judge=Judge(judge_lines, name="lines"), step_tokens=17)
+        thoughts = await strategy(PROBLEM, root, run.budget)
+        # 5 for the prompt, 34 for the first sweep and 17 each for two more: 27 are left.
+        assert [thought.text for thought in thoughts] == [text] * 6
+        assert any("covered 3 of 9 sweeps" in remark for remark in run.remarks)
+        run.drop_all()
+
+    engine = scripted({text: 1.0})
+    asyncio.run(program())
+
+
 # ---- rules and powers --------------------------------------------------------------------------
 
 NUMBERS = {"17": 0.02, "18": 0.02, "1x": 0.56, "25": 0.2, "26": 0.2}
@@ -143,6 +265,21 @@ def test_a_power_sharpens_texts_not_tokens() -> None:
     found = shares_of(table, sharpen, 12, n=24, alpha=3.0, step_tokens=1)
     assert exact["20"] > 0.9
     assert distance(found, exact) < 0.12
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (sharpen, {"step_tokens": 16, "alpha": 1.0}),
+        (constrained, {"step_tokens": 4, "regex": r"The answer is \d+\."}),
+        (particles, {"step_tokens": 15, "judge": Judge(judge_lines, name="lines")}),
+    ],
+)
+def test_a_step_that_ends_within_a_number_does_not_end_the_thought(make: Any, options: Any) -> None:
+    table = {"The answer is 12345.": 0.5, "The answer is 67890.": 0.5}
+    found = shares_of(table, make, 2, n=8, **options)
+    assert set(found) == {"12345", "67890"}
+    assert sum(found.values()) == pytest.approx(1)
 
 
 def test_the_rule_follows_from_the_problem() -> None:

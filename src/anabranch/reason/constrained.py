@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from anabranch.engine import grammar
 from anabranch.engine.constraints import Constraint
-from anabranch.program.answers import normalise
+from anabranch.program.answers import extract, normalise
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.registry import Text
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.kernels import population, sampler
+from anabranch.reason.kernels import note_thought, population, write
 from anabranch.reason.registry import (
     MaxTokens,
     Range,
@@ -49,12 +49,14 @@ def constrained(
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         rule = grammar.regex(regex) if regex else asked_for(problem)
-        go_on = sampler(problem, temperature=temperature, allow=rule, since=root.mark)
+        shape: Any = {"temperature": temperature, "allow": rule, "since": root.mark}
 
         async def advance(thought: Thought, limit: int) -> None:
-            await go_on(thought, limit)
-            if thought.done:  # all of it is the answer
-                thought.answer = normalise(thought.text, problem)
+            await write(thought, limit, **shape)
+            if thought.done:  # only the rule says when; what states no answer is one as a whole
+                stated = extract(thought.text, problem, done=False)
+                thought.answer = stated or normalise(thought.text, problem)
+                note_thought(thought)
 
         return await population(
             [Thought(branch) for branch in root.fork(n)],

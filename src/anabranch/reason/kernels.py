@@ -30,7 +30,8 @@ Select = Callable[[list[Thought]], Awaitable[list[Thought]]]
 def sampler(problem: Problem, *, skip: int = 0, **sampling: Any) -> Advance:
     """Advance by sampling (`sampling` as in `Branch.extend`), and read the answer so far.
 
-    A thought is done at the model's own end, or once it has stated an answer.
+    A thought is done at the model's own end, or once it has stated an answer; one that a step's
+    limit may have cut short is read, but not done.
 
     Args:
         skip: how many characters of the branch's text come before the thought's own: the turns of
@@ -42,11 +43,19 @@ def sampler(problem: Problem, *, skip: int = 0, **sampling: Any) -> Advance:
             await write(thought, limit, skip=skip, **sampling)
         finally:  # whoever stops us wants what there is
             thought.answer = extract(thought.text, problem, done=thought.done)
-        thought.done |= thought.answer is not None
+        thought.done |= thought.answer is not None and not _cut_short(thought, problem)
         if thought.done:
             note_thought(thought)
 
     return advance
+
+
+def _cut_short(thought: Thought, problem: Problem) -> bool:
+    """Whether a step's limit came where the answer may go on: "12" may become "123"."""
+    last = thought.branch.last
+    if last is None or last.stop not in ("limit", "budget"):
+        return False
+    return extract(thought.text + "7", problem, done=False) != thought.answer
 
 
 async def write(thought: Thought, limit: int, *, skip: int = 0, **sampling: Any) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Annotated
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.kernels import judge_steps, population, sampler
+from anabranch.reason.kernels import population, sampler
 from anabranch.reason.registry import (
     JudgedBy,
     MaxTokens,
@@ -23,16 +21,7 @@ from anabranch.reason.registry import (
     needs_partial,
     strategy,
 )
-from anabranch.reason.resample import by_share, resampling
-
-POTENTIALS: dict[str, Callable[[float], float]] = {
-    "odds": lambda r: r / (1 - r) if r < 1 else math.inf,
-    "probability": lambda r: r,
-}
-"""What a rating is worth as a weight. Odds are what the published code takes."""
-
-MOST = 1e6
-"""Largest weight of one step, and one over the smallest: a judge who is sure may be wrong."""
+from anabranch.reason.resample import POTENTIALS, by_share, judged, resampling
 
 
 @strategy(
@@ -62,18 +51,10 @@ def particles(
     needs_partial("particles", judge)
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
-        async def weigh(thoughts: list[Thought]) -> None:
-            before = [len(thought.scores) for thought in thoughts]
-            await judge_steps(judge, problem, thoughts)
-            for thought, known in zip(thoughts, before, strict=True):
-                for rating in thought.scores[known:]:
-                    worth = POTENTIALS[potential](rating)
-                    thought.logw += math.log(min(MOST, max(1 / MOST, worth)))
-
         return await population(
             [Thought(branch) for branch in root.fork(n)],
             sampler(problem, temperature=temperature, until=boundary(step)),
-            resampling(ess, weigh),
+            resampling(ess, judged(judge, problem, potential)),
             limit=step_tokens,
             rounds=rounds,
         )
