@@ -24,7 +24,7 @@ TRANSLATE = (
 @strategy(
     "collaborative",
     paper="Liang et al. 2024, Improving LLM reasoning through scaling inference computation with "
-    "collaborative verification, section 3.3 (CoTnPoT)",
+    "collaborative verification (CoTnPoT)",
     summary="Chains of thought vote if a program made from them comes to the same answer.",
     fold=weighted,
 )

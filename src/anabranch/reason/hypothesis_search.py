@@ -21,8 +21,7 @@ IDEA = "Which rule turns each input into its output? Say it in one sentence."
 
 @strategy(
     "hypothesis_search",
-    paper="Wang et al. 2023, Hypothesis search: Inductive reasoning with language models, "
-    "section 2",
+    paper="Wang et al. 2023, Hypothesis search: Inductive reasoning with language models",
     summary="Rules in words, programs for each of the best; those that fit all examples vote.",
     fold=majority,
 )

@@ -14,7 +14,7 @@ from anabranch.tools.python import python
 
 @strategy(
     "pal",
-    paper="Gao et al. 2022, PAL: Program-aided language models, section 3",
+    paper="Gao et al. 2022, PAL: Program-aided language models",
     summary="Python programs, run in a sandbox; the answer that most of them print.",
     fold=majority,
 )

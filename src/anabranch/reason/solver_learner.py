@@ -15,7 +15,7 @@ from anabranch.reason.registry import MaxTokens, Retries, Samples, Temperature, 
 @strategy(
     "solver_learner",
     paper="Cheng et al. 2024, Inductive or deductive? Rethinking the fundamental reasoning "
-    "abilities of LLMs, section 3 (SolverLearner)",
+    "abilities of LLMs (SolverLearner)",
     summary="Examples `a -> b`: functions that fit them all are run on what is asked, and vote.",
     fold=majority,
 )

@@ -41,7 +41,7 @@ CONSTRAINTS = (
 
 @strategy(
     "tactics",
-    paper="Yang et al. 2024, Can LLMs reason in the wild with programs?, sections 3 and 4",
+    paper="Yang et al. 2024, Can LLMs reason in the wild with programs?",
     summary="A program, equations, logic, constraints or words: what suits the problem solves it.",
     fold=majority,
 )

@@ -50,8 +50,8 @@ def prover() -> Solver:
     The value is "true" when the conclusion follows, "false" when its negation does, else "unknown".
     Premises that contradict each other, and questions that cannot be decided, are errors.
 
-    It runs on a thread: formulas come to z3 from our own reader, and z3's steps are counted, so a
-    process of its own would protect from nothing.
+    It runs on a thread: z3 gets formulas of our own making, from a text of limited length and
+    depth, and its steps are counted. A process for each question takes thirty times as long.
 
     Raises:
         InputError: z3-solver is not installed.
