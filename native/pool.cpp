@@ -66,7 +66,9 @@ void Pool::run(int64_t chunks, Call call, const void* context) {
     ranges_[i].word = static_cast<uint64_t>(end) << 32 | static_cast<uint64_t>(begin);
   }
   ++jobs_;
-  if (sleeping_ > 0) {  // sequentially consistent: a thread about to sleep sees the job first
+  // Sequentially consistent: a thread about to sleep sees the job first. The child of a fork has
+  // nobody to wake, and may have been made while the mutex was held.
+  if (sleeping_ > 0 && !orphaned()) {
     { std::lock_guard lock(sleep_mutex_); }
     wake_.notify_all();
   }

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 import re
+import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -157,7 +158,10 @@ def _crash(source: str) -> str:
     raise KeyError(source)
 
 
-def test_a_process_has_limits_and_its_faults_are_words() -> None:
+def test_a_process_has_limits_and_its_faults_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the functions above are found, whatever the way that pytest was called.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[1])])
+
     async def program() -> list[Result]:
         works = ((_hang, 0.2), (_hoard, 20), (_crash, 20))
         return list(await asyncio.gather(*(isolated(w, most)("x") for w, most in works)))

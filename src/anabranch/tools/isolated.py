@@ -70,6 +70,8 @@ async def _call(name: str, source: str, seconds: float) -> Result:
     try:
         value, error = json.loads(answered)
     except ValueError:
+        if process.returncode and process.returncode > 0:  # not by a signal: it never began
+            return failure("the solver's process could not be started")
         return failure(f"it took longer than {seconds:g} seconds, or too much memory")
     return outcome(value) if value is not None else failure(error)
 
