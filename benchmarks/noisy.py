@@ -10,11 +10,12 @@ Eight steps, each right with probability 0.7; the judge sees the truth through u
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from intervals import wilson
 
 from anabranch.reason.registry import strategies
 from tests.noisy import right, solve_many
@@ -29,15 +30,6 @@ SETTINGS = [
     "mcts(rounds=128, aggregate='last')",
 ]
 """Worth a look beside the defaults."""
-
-
-def interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share."""
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    half *= z / (1 + z * z / count)
-    return middle - half, middle + half
 
 
 def suitable() -> list[str]:
@@ -56,7 +48,7 @@ def main() -> None:
         answers = solve_many(strategy, arguments.problems)
         count = len(answers)
         solved = sum(right(answers))
-        low, high = interval(solved, count)
+        low, high = wilson(solved, count)
         sampled = sum(answer.usage.sampled_tokens for answer in answers) / count
         charged = sampled + sum(answer.usage.forced_tokens for answer in answers) / count
         print(

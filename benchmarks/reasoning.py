@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import statistics
 import sys
 import time
 from typing import Any
 
 from engine import print_provenance, provenance, write
+from intervals import difference, wilson
 
 import anabranch
 from anabranch.lm import LM
@@ -42,22 +42,6 @@ async def solve_all(lm: LM, posed: list[Posed], strategy: str, together: int) ->
     await asyncio.gather(*map(solve, range(len(posed))))
     seconds = time.perf_counter() - began
     return {"right": right, "tokens": tokens / len(posed), "seconds": seconds}
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """95% interval of a share."""
-    z, share = 1.96, right / count
-    centre, width = share + z * z / (2 * count), z * z / count
-    half = z * (share * (1 - share) / count + width / (4 * count)) ** 0.5
-    return (centre - half) / (1 + width), (centre + half) / (1 + width)
-
-
-def difference(ours: list[bool], base: list[bool]) -> tuple[float, float, float]:
-    """Mean paired difference, and its 95% interval by bootstrap."""
-    pairs = [a - b for a, b in zip(ours, base, strict=True)]
-    rng = random.Random(0)
-    means = sorted(statistics.fmean(rng.choices(pairs, k=len(pairs))) for _ in range(2000))
-    return statistics.fmean(pairs), means[50], means[1949]
 
 
 def report(results: dict[str, dict[str, dict[str, Any]]], strategies: list[str]) -> None:

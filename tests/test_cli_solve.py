@@ -18,7 +18,6 @@ import anabranch
 from anabranch.cli import chat, solve, trace  # noqa: F401 - registers the commands
 from anabranch.cli.app import app
 from anabranch.program.trace import read_trace
-from anabranch.reason.registry import strategies
 from tests.scripted import Rule, scripted_lm
 
 REPLIES = {"So it is four. The answer is 4.": 0.95, "Answer: 5": 0.05}
@@ -284,7 +283,6 @@ def test_chat_refuses_bad_options_before_loading(model: Any, options: list[str])
     assert not loaded
 
 
-def test_help_lists_every_strategy() -> None:
+def test_help_says_where_strategies_are_listed() -> None:
     text = " ".join(anabranch_("solve", "--help").stdout.split())
-    for method in strategies():
-        assert f"{method.name}: {method.summary}" in text
+    assert "`anabranch strategies` lists them all" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem
 from anabranch.reason.formalise import fenced, outcome_read
+from anabranch.reason.induction import examples, inducer
 from anabranch.reason.linc import sentences, spoken, vocabulary
 from tests.scripted import Rule, replies
 from tests.test_reason import solve
@@ -107,7 +109,7 @@ def test_a_tight_budget_buys_whole_programs() -> None:
 def test_without_the_budget_for_its_prompt_it_thinks_plainly() -> None:
     answer = solve({"The answer is 4.": 1.0}, "pal(n=1, max_tokens=20)", budget=Budget(60))
     assert answer.answer == "4"
-    assert any("budget did not cover" in note for note in answer.notes)
+    assert any("did not cover" in note for note in answer.notes)
 
 
 # ---- linc ----------------------------------------------------------------------------------------
@@ -227,3 +229,138 @@ def test_when_no_program_agrees_the_chains_vote() -> None:
     answer = solve(chains_and_programs(0.8, 0.0), "collaborative(n=8, temperature=0)")
     assert answer.answer == "4"
     assert any("no chain" in note for note in answer.notes)
+
+
+# ---- induction -----------------------------------------------------------------------------------
+
+PAIRS = "Find the rule: 2 -> 4; 3 -> 9; 5 -> ?"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (PAIRS, ([("2", "4"), ("3", "9")], "5")),
+        ("abc -> cba\nde => ed\nfgh ->", ([("abc", "cba"), ("de", "ed")], "fgh")),
+        ("2 -> 4; 3 -> 9", None),
+        ("5 -> ?", None),
+        ("2 -> ; 3 -> 9; 5 -> ?", None),
+        ("What is 2 + 2?", None),
+    ],
+)
+def test_examples_in_a_problem(text: str, found: object) -> None:
+    assert examples(Problem(text)) == found
+
+
+@pytest.mark.parametrize(
+    ("pairs", "asked", "function", "value"),
+    [
+        ([("2", "4")], "3", "x * x", "9"),
+        ([("abc", "cba")], "de", "x[::-1]", "ed"),
+        ([("[1,2]", "[2,1]")], "[3,4,5]", "x[::-1]", "[5, 4, 3]"),
+        ([('"07"', "70")], "012", "x[::-1]", "210"),
+        ([("2", "4")], "3", "x + 1", None),
+        ([("2", "4")], "3", "undefined", None),
+    ],
+)
+def test_functions_count_if_they_fit_the_examples(
+    pairs: list[tuple[str, str]], asked: str, function: str, value: str | None
+) -> None:
+    solver = inducer(pairs, asked)
+    assert asyncio.run(solver(f"print('noise')\ndef f(x): return {function}")).value == value
+
+
+def functions(table: Mapping[str, float]) -> dict[str, float]:
+    return {block(f"def f(x):\n    return {body}"): p for body, p in table.items()}
+
+
+def test_only_rules_that_fit_vote() -> None:
+    answer = solve(
+        functions({"x * x": 0.3, "x + 2": 0.5, "3 * x": 0.2}),
+        "solver_learner(n=24, retries=0, temperature=1)",
+        problem=PAIRS,
+    )
+    assert answer.answer == "25"
+    assert {c.answer for c in answer.candidates} == {"25", None}
+    assert "f(3) is 5, not 9" in answer.notes[0] or "f(2) is 6, not 4" in answer.notes[0]
+
+
+def test_a_rule_is_corrected_by_the_example_it_misses() -> None:
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        body = "x * x" if "f(3) is 5, not 9" in prompt else "x + 2"
+        return replies(functions({body: 1.0}))(prompt, reply)
+
+    assert solve(rule, "solver_learner(n=1)", problem=PAIRS).answer == "25"
+
+
+@pytest.mark.parametrize("name", ["solver_learner", "hypothesis_search"])
+def test_without_examples_it_thinks_plainly(name: str) -> None:
+    answer = solve({"The answer is 4.": 1.0}, f"{name}(n=2)", problem="What is 2 + 2?")
+    assert answer.answer == "4"
+    assert "there are no examples `input -> output` to learn from" in answer.notes
+
+
+def test_every_different_idea_is_implemented() -> None:
+    """The right idea is the rarer one: only its programs fit."""
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if "function f" not in prompt:
+            return replies({"Add two.\n": 0.8, "Square it.\n": 0.2})(prompt, reply)
+        body = "x * x" if "Square" in prompt else "x + 2"
+        return replies(functions({body: 1.0}))(prompt, reply)
+
+    strategy = "hypothesis_search(n=24, keep={}, programs=2, retries=0, temperature=1)"
+    both = solve(rule, strategy.format(2), problem=PAIRS)
+    assert both.answer == "25"
+    assert [c.answer for c in both.candidates].count("25") == 2
+    likeliest = solve(rule, strategy.format(1), problem=PAIRS)
+    assert "2 of 2 translations could not be solved" in likeliest.notes[0]
+
+
+# ---- tactics -------------------------------------------------------------------------------------
+
+
+def route(word: str, solution: str, *, blank: str = "") -> Rule:
+    """Prefers one way to solve, and can write one solution."""
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if "best way" not in prompt:
+            return replies({solution: 1.0})(prompt, reply)
+        likely = word if "?\n\nWhat" in prompt else blank or word
+        others = dict.fromkeys(("program", "equations", "logic", "constraints", "words"), 0.02)
+        return replies({**others, likely: 0.9})(prompt, reply)
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    ("word", "solution", "answer"),
+    [
+        ("program", block("print(6 * 7)"), "42"),
+        ("equations", "x + 3 = 10\n6 * x", "42"),
+        ("constraints", block("(declare-const answer Int)(assert (= answer 42))"), "42"),
+        ("words", "The answer is 42.", "42"),
+        ("logic", "Tom(tom) | -Tom(tom)", "yes"),
+    ],
+)
+def test_the_chosen_tactic_solves(word: str, solution: str, answer: str) -> None:
+    rule = route(word, solution, blank="words" if word != "words" else "logic")
+    assert solve(rule, "tactics(n=2, tries=1)", problem="Is Tom Tom?").answer == answer
+
+
+def test_what_is_likely_without_the_problem_does_not_count() -> None:
+    rule = route("logic", "The answer is 42.", blank="logic")
+
+    def leaning(prompt: str, reply: str) -> Mapping[str, float]:
+        found = dict(rule(prompt, reply))
+        if "?\n\nWhat" in prompt and "best way" in prompt and not reply:
+            found["words"] = 0.2  # ten times what it is without the problem
+        return found
+
+    assert solve(leaning, "tactics(n=2, tries=1)", problem="Is Tom Tom?").answer == "42"
+
+
+def test_the_next_tactic_follows_one_that_fails() -> None:
+    rule = route("program", "The answer is 42.", blank="logic")
+    answer = solve(rule, "tactics(n=2, tries=5, retries=0)")
+    assert answer.answer == "42"
+    assert "the answer is a guess from unfinished thoughts" not in answer.notes

@@ -159,8 +159,8 @@ def _crash(source: str) -> str:
 
 def test_a_process_has_limits_and_its_faults_are_words() -> None:
     async def program() -> list[Result]:
-        works = (_hang, _hoard, _crash)
-        return list(await asyncio.gather(*(isolated(w, 0.2)("x") for w in works)))
+        works = ((_hang, 0.2), (_hoard, 20), (_crash, 20))
+        return list(await asyncio.gather(*(isolated(w, most)("x") for w, most in works)))
 
     hung, hoarded, crashed = asyncio.run(program())
     assert "took longer than 0.2 seconds" in hung.error
@@ -253,6 +253,14 @@ def test_rules_and_facts_as_by_forward_chaining(seed: int) -> None:
         assert decide("\n".join([*source, f"{kind}({name})"])) == (
             "true" if (kind, name) in known else "unknown"
         )
+
+
+def test_questions_of_logic_are_decided_side_by_side() -> None:
+    async def program() -> list[Result]:
+        asked = [f"all x. (P{i}(x) -> Q(x))\nP{i}(a)\n{'-' * (i % 2)}Q(a)" for i in range(24)]
+        return list(await asyncio.gather(*map(prover(), asked)))
+
+    assert asyncio.run(program()) == [Result("true"), Result("false")] * 12
 
 
 @pytest.mark.parametrize(

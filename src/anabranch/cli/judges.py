@@ -25,7 +25,7 @@ from anabranch.program.run import Run
 from anabranch.program.types import Problem
 from anabranch.reason.prompts import messages
 from anabranch.verify.records import RootOf, read_records
-from anabranch.verify.registry import judges, parse
+from anabranch.verify.registry import parse
 from anabranch.verify.report import Report, measure
 from anabranch.verify.value import fit_to
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _RECORDS = (
     "JSON lines with problem, text (a solution), and right (true or false) or gold (the answer)."
 )
-_JUDGES = "; ".join(f"{entry.name}: {entry.summary}" for entry in judges())
 
 Records = Annotated[Path, typer.Argument(metavar="RECORDS", help=_RECORDS)]
 
@@ -78,7 +77,9 @@ def judge_report(
     records: Records,
     judge: Annotated[
         list[str] | None,
-        typer.Option("--judge", "-j", help=f"May be given several times. {_JUDGES}"),
+        typer.Option(
+            "--judge", "-j", help="May be given several times. `anabranch judges` lists them all."
+        ),
     ] = None,
     model: Model = DEFAULT_MODEL,
     at: Annotated[float, typer.Option(help="Share of each solution that is shown.")] = 1.0,

@@ -36,7 +36,7 @@ from anabranch.program.run import Run
 from anabranch.program.trace import Trace, build_tree
 from anabranch.program.types import Answer, Problem, Thought
 from anabranch.reason.prompts import messages
-from anabranch.reason.registry import parse, strategies
+from anabranch.reason.registry import parse
 from anabranch.reason.solve import conclude
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ PERIOD = 0.125
 LIVE_BRANCHES = 8
 """Most branches shown while it thinks."""
 
-_STRATEGIES = "; ".join(f"{method.name}: {method.summary}" for method in strategies())
-
 
 @app.command()
 def solve(
@@ -60,7 +58,11 @@ def solve(
     model: Model = DEFAULT_MODEL,
     strategy: Annotated[
         str,
-        typer.Option("--strategy", "-s", help=f"E.g. vote(n=16, temperature=0.8). {_STRATEGIES}"),
+        typer.Option(
+            "--strategy",
+            "-s",
+            help="E.g. vote(n=16, temperature=0.8). `anabranch strategies` lists them all.",
+        ),
     ] = "vote",
     n: Annotated[int | None, typer.Option("-n", help="The strategy's n: thoughts to have.")] = None,
     temperature: Annotated[float | None, typer.Option(help="The strategy's temperature.")] = None,

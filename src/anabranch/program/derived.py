@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
-from anabranch.errors import InputError
+from anabranch.errors import ContextError, InputError, ModelError
 from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine, Prompt
 from anabranch.program.tasks import together
@@ -181,6 +181,21 @@ async def say(branch: Branch, text: str, *, role: str = "user") -> Step:
     if branch.tokens[-1] in tokenizer.ends:
         closing = closing[1:]
     return await branch.force([*closing, *asked[len(closed) :]])
+
+
+async def turn(branch: Branch, text: str) -> bool:
+    """`say`, or plain text where the template cannot go on; whether budget and context had room."""
+    try:
+        try:
+            step = await say(branch, text)
+        except ContextError:
+            raise
+        except (InputError, ModelError):
+            branch.run.remark("this model's template takes no further turns: they are plain text")
+            step = await branch.force(f"\n\n{text}\n\n")
+    except ContextError:
+        return False
+    return step.stop == "forced"
 
 
 async def fill(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from anabranch.program.answers import letters
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together

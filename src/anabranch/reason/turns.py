@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-from anabranch.errors import ContextError, InputError, ModelError
+from anabranch.errors import ContextError
 from anabranch.program.branch import Branch
-from anabranch.program.derived import choose, forks, say
+from anabranch.program.derived import choose, forks, turn
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.kernels import population, sample, sampler
 
@@ -35,7 +35,7 @@ def begin(
         messages.insert(0, {"role": "system", "content": problem.system})
     run, engine = near.run, near.engine
     if run.budget.over or len(engine.tokenizer.chat(messages)) > run.budget.left_tokens:
-        run.remark("the budget did not cover every question of the method")
+        run.remark("budget or context did not cover every question of the method")
         return None
     key = blake2b(f"{run.seed}/{near.id}/{text}".encode(), digest_size=8)
     try:
@@ -46,25 +46,11 @@ def begin(
 
 
 async def ask(branch: Branch, text: str) -> bool:
-    """Append a user's turn, ready for the reply; whether budget and context covered it.
-
-    Where a model's template cannot continue a conversation, the turn is plain text.
-    """
-    run = branch.run
-    try:
-        try:
-            step = await say(branch, text)
-        except ContextError:
-            raise
-        except (InputError, ModelError):
-            run.remark("this model's template takes no further turns: they are plain text")
-            step = await branch.force(f"\n\n{text}\n\n")
-    except ContextError:
-        run.remark("a question of the method did not fit into the context")
-        return False
-    if step.stop == "budget":
-        run.remark("the budget did not cover every question of the method")
-    return step.stop == "forced"
+    """Append a user's turn, ready for the reply; False, with a remark, without room for it."""
+    asked = await turn(branch, text)
+    if not asked:
+        branch.run.remark("budget or context did not cover every question of the method")
+    return asked
 
 
 async def reply(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from anabranch.tools.isolated import isolated
-from anabranch.tools.results import Solver, library, needs
+from anabranch.tools.isolated import slots
+from anabranch.tools.results import Result, Solver, failure, library, needs, outcome, too_long
 from anabranch.tools.syntax import Notation, Tree
 
 STEPS = 1_000_000
@@ -43,30 +44,42 @@ def grammar(predicates: Sequence[str] = (), terms: Sequence[str] = ()) -> str:
     return f"start: formula{_GRAMMAR}{''.join(names)}"
 
 
-def prover(*, seconds: float = 10.0) -> Solver:
+def prover() -> Solver:
     """A solver of premises and, on the last line, a conclusion: one formula a line.
 
     The value is "true" when the conclusion follows, "false" when its negation does, else "unknown".
     Premises that contradict each other, and questions that cannot be decided, are errors.
 
+    It runs on a thread: formulas come to z3 from our own reader, and z3's steps are counted, so a
+    process of its own would protect from nothing.
+
     Raises:
         InputError: z3-solver is not installed.
     """
     needs("z3", "z3-solver")
-    return isolated(decide, seconds)
+
+    async def solve(source: str) -> Result:
+        if complaint := too_long(source):
+            return complaint
+        async with slots():
+            try:
+                return outcome(await asyncio.to_thread(decide, source))
+            except ValueError as error:
+                return failure(str(error))
+
+    return solve
 
 
 def decide(source: str) -> str:
     """As `prover`, here and now. Raises ValueError, with what is wrong."""
-    z3 = library("z3")
-
-    lines = [line for line in source.splitlines() if line.strip()]
+    lines = [FORMULA.read(line) for line in source.splitlines() if line.strip()]
     if not lines:
         raise ValueError("there is no formula")
     theory = _Theory()
-    *premises, conclusion = [theory.formula(FORMULA.read(line), {}) for line in lines]
-    follows = _check([*premises, z3.Not(conclusion)])
-    refuted = _check([*premises, conclusion])
+    *premises, conclusion = [theory.formula(line, {}) for line in lines]
+    z3 = theory.z3
+    follows = theory.check([*premises, z3.Not(conclusion)])
+    refuted = theory.check([*premises, conclusion])
     if follows == refuted == z3.unsat:
         raise ValueError("the premises contradict each other")
     if z3.unsat in (follows, refuted):
@@ -76,22 +89,21 @@ def decide(source: str) -> str:
     return "unknown"
 
 
-def _check(claims: Sequence[Any]) -> Any:
-    z3 = library("z3")
-
-    solver = z3.Solver()
-    solver.set("rlimit", STEPS)
-    solver.add(*claims)
-    return solver.check()
-
-
 class _Theory:
     """The names of some formulas, each with one meaning in all of them."""
 
     def __init__(self) -> None:
         self.z3 = library("z3")
-        self.things = self.z3.DeclareSort("Thing")
+        self.context = self.z3.Context()  # of its own: threads must not share one
+        self.things = self.z3.DeclareSort("Thing", self.context)
         self.predicates: dict[str, tuple[int, Any]] = {}
+
+    def check(self, claims: Sequence[Any]) -> Any:
+        """Whether they can all hold, as far as the steps reach."""
+        solver = self.z3.Solver(ctx=self.context)
+        solver.set("rlimit", STEPS)
+        solver.add(*claims)
+        return solver.check()
 
     def formula(self, tree: Tree, bound: dict[str, Any]) -> Any:
         """In z3's form."""
@@ -113,7 +125,7 @@ class _Theory:
 
     def predicate(self, name: str, things: list[Any]) -> Any:
         sorts = [self.things] * len(things)
-        made = self.z3.Function(f"predicate {name}", *sorts, self.z3.BoolSort())
+        made = self.z3.Function(f"predicate {name}", *sorts, self.z3.BoolSort(self.context))
         arity, predicate = self.predicates.setdefault(name, (len(things), made))
         if arity != len(things):
             raise ValueError(f"{name} has {arity} arguments in one place, {len(things)} in another")

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from anabranch.errors import ContextError, InputError
 from anabranch.program.branch import Branch
-from anabranch.program.derived import forks, say, score
+from anabranch.program.derived import forks, score, turn
 from anabranch.program.engine import Engine, Prompt
 from anabranch.program.types import Mark
 
@@ -35,23 +35,11 @@ def open_aside(beside: Branch, prompt: Prompt, engine: Engine | None = None) -> 
 
 
 async def put(branch: Branch, question: str) -> bool:
-    """Append a question as the next turn; False, with a remark, when there is no room for it.
-
-    Where the model's template knows no further turns, the question stands in the reply itself.
-    """
-    try:
-        try:
-            step = await say(branch, question)
-        except ContextError:
-            raise
-        except InputError:
-            step = await branch.force(f"\n\n{question}\n")
-    except ContextError:
-        step = None
-    if step is None or step.stop != "forced":
+    """Append a question as the next turn; False, with a remark, when there is no room for it."""
+    asked = await turn(branch, question)
+    if not asked:
         unasked(branch)
-        return False
-    return True
+    return asked
 
 
 async def answers(branch: Branch, options: Sequence[str]) -> list[float] | None:

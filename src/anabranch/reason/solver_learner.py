@@ -1,0 +1,53 @@
+"""Induction without deduction: the model finds the rule, and the machine applies it."""
+
+from __future__ import annotations
+
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.types import Problem, Strategy, Thought
+from anabranch.reason.folds import majority
+from anabranch.reason.formalise import code, formalise, posed
+from anabranch.reason.induction import FUNCTION, examples, inducer
+from anabranch.reason.kernels import sample
+from anabranch.reason.registry import MaxTokens, Retries, Samples, Temperature, TopP, strategy
+
+
+@strategy(
+    "solver_learner",
+    paper="Cheng et al. 2024, Inductive or deductive? Rethinking the fundamental reasoning "
+    "abilities of LLMs, section 3 (SolverLearner)",
+    summary="Examples `a -> b`: functions that fit them all are run on what is asked, and vote.",
+    fold=majority,
+)
+def solver_learner(
+    *,
+    n: Samples = 6,
+    retries: Retries = 1,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 1.0,
+    max_tokens: MaxTokens = 384,
+) -> Strategy:
+    """The model sees examples and writes a function; only the interpreter applies it.
+
+    Departures: several functions, of which those that are wrong about an example abstain, or are
+    told and corrected. A problem without examples is answered by plain thoughts.
+    """
+
+    async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        sampling = {"temperature": temperature, "top_p": top_p}
+        shown = examples(problem)
+        if shown is None:
+            root.run.remark("there are no examples `input -> output` to learn from")
+        asked = posed(root, problem, FUNCTION) if shown else None
+        if shown is None or asked is None:
+            return await sample(problem, root, n, max_tokens, **sampling)
+        return await formalise(
+            problem,
+            [Thought(branch) for branch in asked.fork(n)],
+            code(**sampling),
+            inducer(*shown),
+            retries=retries,
+            limit=max_tokens,
+        )
+
+    return run
