@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem, Thought
 from anabranch.reason import folds
 from anabranch.reason.registry import parse
+from anabranch.reason.resample import normalised
 from anabranch.reason.rpc import unlikely_pruned
-from anabranch.reason.solve import think
+from anabranch.reason.solve import conclude, think
 from anabranch.reason.weighted import weighted
 from anabranch.verify.registry import Judge
 from tests.engines import run
@@ -82,6 +86,44 @@ def test_only_texts_of_the_unlikely_kind_are_pruned() -> None:
     assert unlikely_pruned([*likely, *unlikely]) == [True] * 8 + [False] * 8
     assert all(unlikely_pruned([0.1, 0.1, 0.1, 0.1, 0.1]))
     assert all(unlikely_pruned([0.1, 0.9]))
+
+
+@pytest.mark.parametrize(
+    "logs", [(-20, -21, -900, -950), (-5, -6, -5.5, -900), (-10, -300, -500, -690)]
+)
+def test_texts_that_are_worlds_apart_are_told_apart(logs: tuple[float, ...]) -> None:
+    kept = unlikely_pruned(normalised(logs))
+    assert kept == [log > -100 for log in logs]
+
+
+@given(st.lists(st.floats(-1e4, 0), min_size=1, max_size=24))
+def test_the_likeliest_text_is_never_pruned(logs: list[float]) -> None:
+    assert unlikely_pruned(normalised(logs))[logs.index(max(logs))]
+
+
+def test_an_interrupted_vote_over_shuffled_options_is_mapped_back() -> None:
+    """All replies name the right option's letter at once, and go on for too long."""
+
+    def rambling(prompt: str, reply: str) -> Mapping[str, float]:
+        right = next((c for c in "ABCD" if f"{c}) blue" in prompt), "C")
+        text = f"The answer is {right}.\n" + "x" * 3000
+        return {text[len(reply) :]: 1.0}
+
+    async def program() -> None:
+        task = asyncio.create_task(
+            think(problem, lambda p, r: ask(engine, p.text, r), named, thinking, model="")
+        )
+        while not any(len(branch.text) > 40 for branch in thinking.live):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    problem = Problem("?", kind="choice", choices=("red", "green", "blue", "white"))
+    engine, thinking, named = scripted(rambling), Run(seed=3), parse("medprompt(shuffles=8)")
+    run(engine, program())
+    answer = conclude(problem, named, thinking, model="")
+    assert {candidate.answer for candidate in answer.candidates} == {"C"}
 
 
 def test_shuffled_options_undo_a_taste_for_places() -> None:

@@ -56,12 +56,16 @@ def medprompt(
             # Each order draws its own numbers, lest all be lucky together.
             seed = derive(root.run.seed, i)
             branch = root.engine.open(messages(asked), seed=seed, run=root.run)
-        advance = sampler(asked, temperature=temperature)
-        thoughts = await population([Thought(branch.fork())], advance, limit=max_tokens)
-        for thought in thoughts:
-            if thought.answer is not None and thought.answer in letters(asked):
-                place = letters(asked).index(thought.answer)
-                thought.answer = letters(problem)[order[place]]
-        return thoughts
+        go_on = sampler(asked, temperature=temperature)
+
+        async def advance(thought: Thought, limit: int) -> None:
+            try:
+                await go_on(thought, limit)
+            finally:  # whoever stops us wants the problem's own letters too
+                if thought.answer is not None:
+                    place = letters(asked).index(thought.answer)
+                    thought.answer = letters(problem)[order[place]]
+
+        return await population([Thought(branch.fork())], advance, limit=max_tokens)
 
     return run

@@ -16,6 +16,9 @@ from anabranch.reason.resample import by_share, normalised
 ROUNDS = 100
 """Of expectation maximisation; it ends sooner when nothing moves."""
 
+_LEAST = 1e-300
+"""Of shares that have underflowed, which still have a logarithm."""
+
 
 @strategy(
     "rpc",
@@ -36,6 +39,10 @@ def rpc(
     `norm="mean"` takes the mean token log-probability, as the authors' code does; "sum" the whole
     text's, as their theory does. Pruning fits a mixture of two Weibull distributions and drops a
     text that is likelier of the lower one and below the average.
+
+    Departures: the mixture is fitted by the moments of logarithms instead of maximum likelihood;
+    the lower component is the one whose texts are less likely on average, as the mean of a fitted
+    distribution runs away when its texts lie orders of magnitude apart.
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
@@ -55,7 +62,8 @@ def rpc(
 
 
 def unlikely_pruned(values: Sequence[float]) -> list[bool]:
-    """Which of positive values stay, by a mixture of two Weibull distributions."""
+    """Which of several shares stay, by a mixture of two Weibull distributions."""
+    values = [max(value, _LEAST) for value in values]
     if len(values) < 4 or max(values) == min(values):
         return [True] * len(values)
     mean = sum(values) / len(values)
@@ -69,28 +77,32 @@ def unlikely_pruned(values: Sequence[float]) -> list[bool]:
             high.append(a / (a + b) if a + b else float(value > mean))
         if max(abs(a - b) for a, b in zip(before, high, strict=True)) < 1e-9:
             break
-    if upper.mean < lower.mean:
-        high = [1 - h for h in high]
+    low = [1 - h for h in high]
+    if _average(values, high) < _average(values, low):
+        high = low
     return [h >= 0.5 or value >= mean for h, value in zip(high, values, strict=True)]
+
+
+def _average(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Weighted mean; 0 without weight."""
+    total = sum(weights)
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / total if total else 0.0
 
 
 class _Weibull:
     """A Weibull distribution by the moments of weighted logarithms."""
 
     def __init__(self, values: Sequence[float], weights: Sequence[float]) -> None:
-        total = sum(weights) or 1.0
         logs = [math.log(value) for value in values]
-        mean = sum(w * x for w, x in zip(weights, logs, strict=True)) / total
-        spread = sum(w * (x - mean) ** 2 for w, x in zip(weights, logs, strict=True)) / total
+        mean = _average(logs, weights)
+        spread = _average([(x - mean) ** 2 for x in logs], weights)
         # The logarithm has variance pi^2 / 6 / shape^2 and mean log(scale) - gamma / shape.
         self.shape = math.pi / math.sqrt(6 * max(spread, 1e-6))
-        self.scale = math.exp(mean + 0.5772156649015329 / self.shape)
-        self.mean = self.scale * math.gamma(1 + 1 / self.shape)
+        self.log_scale = mean + 0.5772156649015329 / self.shape
 
     def density(self, value: float) -> float:
         """At a positive value."""
-        ratio = value / self.scale
-        power = self.shape * math.log(ratio)
+        power = self.shape * (math.log(value) - self.log_scale)
         if power > 700:
             return 0.0
         return self.shape / value * math.exp(power - math.exp(power))
