@@ -9,7 +9,7 @@ from typing import Annotated
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.folds import by_value, rating
+from anabranch.reason.folds import by_rating, rating
 from anabranch.reason.kernels import grow, judge_steps, sampler
 from anabranch.reason.registry import (
     Aggregated,
@@ -76,7 +76,7 @@ class Tree:
     "mcts",
     paper="Chen et al. 2024, AlphaMath almost zero: process supervision without process, section 3",
     summary="Monte Carlo tree search: steps that promise much and were tried little come next.",
-    fold=by_value,
+    fold=by_rating,
 )
 def mcts(
     *,
