@@ -335,7 +335,7 @@ def test_judges_are_told_apart() -> None:
     assert [r.auc_within for r in reports] == [0.0, 1.0, (2 * 0 + 0.5) / 3]
     assert [r.tokens > 0 for r in reports] == [False, True, False]
     assert reports[1].brier == pytest.approx(6 * 0.2**2 / 18, abs=1e-3)
-    assert reports[1].judge == "self_rating(scale='verdict', prior='none')"
+    assert reports[1].judge == "self_rating(of='steps', scale='verdict', prior='none')"
 
 
 def test_unfinished_solutions_need_a_judge_that_may() -> None:
@@ -391,7 +391,7 @@ def test_fit_then_report(records_file: Path, tmp_path: Path) -> None:
     assert value["judge"] == judge
     table = anabranch_("judge-report", str(records_file))
     assert table.stdout.splitlines()[0] == "18 solutions, 6 of them right"
-    assert "self_rating(scale='verdict', prior='empty')" in table.stdout
+    assert "self_rating(of='steps', scale='verdict', prior='empty')" in table.stdout
 
 
 @pytest.mark.parametrize(
