@@ -24,7 +24,7 @@ RUNGS = (
 
 @strategy(
     "adaptive_ladder",
-    paper="R 2024, Think beyond size: adaptive prompting for more effective reasoning",
+    paper="Kamesh R 2024, Think beyond size: adaptive prompting for more effective reasoning",
     summary="Prompts of rising guidance, from brief to self-correcting, until a solution passes.",
     fold=latest,
 )
