@@ -32,7 +32,7 @@ TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
 PROMPT_TOKENS = 5
 """Tokens of `ask(engine, "?")`."""
 
-METHODS = [method.name for method in strategies()]
+METHODS = [*(method.name for method in strategies()), "particles(moves=2)"]
 
 
 def solve(
