@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typer.testing import CliRunner, Result
 import anabranch
 from anabranch.cli import judges as commands  # noqa: F401 - registers the commands
 from anabranch.cli.app import app
-from anabranch.errors import FileFormatError, InputError
+from anabranch.errors import FileFormatError, InputError, ResourceError
 from anabranch.lm import LM
 from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine
@@ -439,4 +441,66 @@ def test_a_model_beside_another_is_loaded_once_and_closed_with_it() -> None:
     with pytest.raises(RuntimeError, match="shutdown"):
         loaded[0].engine._worker.submit(int)
     with pytest.raises(InputError, match="no other models"):
-        scripted_lm({"x": 1.0}).engine.other("y")
+        asyncio.run(scripted_lm({"x": 1.0}).engine.other("y"))
+
+
+def test_a_model_is_loaded_beside_what_goes_on_once_for_all_who_wait() -> None:
+    begun, go_on, tries = threading.Event(), threading.Event(), list[str]()
+    engine, second = scripted({"The answer is 4.": 1.0}), scripted({"x": 1.0})
+
+    def loader(name: str) -> Engine:
+        tries.append(name)
+        begun.set()
+        assert go_on.wait(10)
+        if len(tries) == 1:
+            raise ResourceError("the model does not fit into memory")
+        return second
+
+    async def program() -> None:
+        for fails in (True, False):
+            begun.clear()
+            go_on.clear()
+            waiting = [asyncio.create_task(engine.other("second.gguf")) for _ in range(3)]
+            while not begun.is_set():
+                await asyncio.sleep(0)
+            root = ask(engine, "2+2?", Run())
+            assert (await root.extend(99)).text == "The answer is 4."  # while it is loaded
+            root.drop()
+            waiting[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting[0]
+            go_on.set()
+            for waiter in waiting[1:]:
+                if fails:
+                    with pytest.raises(ResourceError, match="fit into memory"):
+                        await waiter
+                else:
+                    assert await waiter is second
+        assert tries == ["second.gguf"] * 2
+        assert await engine.other("second.gguf") is second
+
+    engine.loader = loader
+    asyncio.run(program())
+    assert asyncio.run(engine.other("second.gguf")) is second  # in another loop, too
+    assert len(tries) == 2
+    engine.close()
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_kept_for_the_next() -> None:
+    engine, second, go_on = scripted({"x": 1.0}), scripted({"x": 1.0}), threading.Event()
+
+    def loader(name: str) -> Engine:
+        assert go_on.wait(10)
+        return second
+
+    async def impatient() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(engine.other("y"), 0.01)
+
+    engine.loader = loader
+    asyncio.run(impatient())  # its loop is closed when the load ends
+    go_on.set()
+    assert asyncio.run(engine.other("y")) is second
+    engine.close()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        second._worker.submit(int)
