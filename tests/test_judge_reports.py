@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import anabranch
 from anabranch.cli import judges as commands  # noqa: F401 - registers the commands
+from anabranch.cli import terminal
 from anabranch.cli.app import app
 from anabranch.errors import FileFormatError, InputError, ResourceError
 from anabranch.lm import LM
@@ -394,6 +398,56 @@ def test_fit_then_report(records_file: Path, tmp_path: Path) -> None:
     table = anabranch_("judge-report", str(records_file))
     assert table.stdout.splitlines()[0] == "18 solutions, 6 of them right"
     assert "self_rating(of='steps', scale='verdict', prior='empty')" in table.stdout
+
+
+def test_long_work_is_shown_on_stderr_only(records_file: Path, tmp_path: Path) -> None:
+    problems = len(by_problem(RECORDS))
+    for command in (["judge-report"], ["fit-judge", "--out", str(tmp_path / "h.npz")]):
+        found = anabranch_(command[0], str(records_file), *command[1:])
+        told = [line for line in found.stderr.splitlines() if " of " in line]
+        assert told[-1].endswith(f": {problems} of {problems}")
+        assert len(told) == len(set(told)) <= 10
+        assert told[-1] not in found.stdout
+        quiet = anabranch_(command[0], str(records_file), *command[1:], "--json")
+        assert quiet.stderr == ""
+        json.loads(quiet.stdout)
+
+
+def test_a_bar_in_a_terminal_is_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(terminal, "Console", lambda **options: console)
+    with terminal.show_count("problems judged") as progress:
+        progress(3, 8)
+        console.file.flush()
+    assert "problems judged" in screen.getvalue()
+    assert "3/8" in screen.getvalue()
+    assert screen.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+@pytest.mark.parametrize("command", ["judge-report", "fit-judge"])
+def test_an_interrupt_leaves_an_old_head_as_it_was(
+    command: str, tmp_path: Path, records_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def interrupted(prompt: str, reply: str) -> Mapping[str, float]:
+        nonlocal asked
+        asked += 1
+        if asked == 40:
+            signal.raise_signal(signal.SIGINT)
+        return knows(prompt, reply)
+
+    lm, out = scripted_lm(interrupted), tmp_path / "h.npz"
+    out.write_bytes(b"old")
+    monkeypatch.setattr(anabranch, "load", lambda name, **options: lm, raising=False)
+    written = ["--out", str(out)] if command == "fit-judge" else []
+    found = anabranch_(command, str(records_file), *written)
+    assert found.exit_code == 130
+    assert found.stderr.endswith("interrupted\n")
+    assert out.read_bytes() == b"old"
+    assert sorted(tmp_path.iterdir()) == sorted([out, records_file])
+    assert not lm.engine.core.requests
 
 
 @pytest.mark.parametrize(
