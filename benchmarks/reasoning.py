@@ -73,20 +73,22 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[entry.name for entry in tasks()])
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, help="the first is the base")
     parser.add_argument("--seed", type=int, default=0, help="of the problems")
+    parser.add_argument("--examples", type=int, default=0, help="that medprompt may show")
     parser.add_argument("--together", type=int, default=4, help="problems at a time")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     options = parser.parse_args()
     results: dict[str, dict[str, dict[str, Any]]] = {}
     with anabranch.load(options.model) as lm:
         for name in options.tasks:
-            posed = problems(name, options.problems, options.seed)
+            posed = problems(name, options.problems, options.seed, examples=options.examples)
             results[name] = {}
             for strategy in options.strategies:
                 program = solve_all(lm, posed, strategy, options.together)
                 got = results[name][strategy] = lm.run(program)
                 share = statistics.fmean(got["right"])
                 print(f"{name} {strategy}: {share:.1%}, {got['seconds']:.0f} s", file=sys.stderr)
-    told = {**provenance(None), "problems": options.problems, "seed": options.seed}
+    told = {**provenance(None), "problems": options.problems, "seed": options.seed,
+            "examples": options.examples}  # fmt: skip
     print_provenance(told)
     report(results, options.strategies)
     if options.json:

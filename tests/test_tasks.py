@@ -18,6 +18,12 @@ def test_the_seed_and_the_place_decide_a_problem(name: str) -> None:
     some, more = problems(name, 20, seed=3), problems(name, 40, seed=3)
     assert some == more[:20]
     assert problems(name, 20, seed=4) != some
+    shown = problems(name, 20, seed=3, examples=4)
+    assert [one.answer for one in shown] == [one.answer for one in some]
+    bank = shown[0].problem.examples
+    assert len(bank) == 4
+    assert all(one.problem.examples == bank for one in shown)
+    assert bank != problems(name, 1, seed=4, examples=4)[0].problem.examples
     assert len({posed.problem.text for posed in more}) > 20
 
 

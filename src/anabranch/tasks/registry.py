@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anabranch.program.answers import normalise
 from anabranch.program.registry import Entry, Registry
@@ -39,11 +39,21 @@ def tasks() -> list[Entry]:
     return _TASKS.all()
 
 
-def problems(text: str, count: int, seed: int = 0) -> list[Posed]:
+def problems(text: str, count: int, seed: int = 0, *, examples: int = 0) -> list[Posed]:
     """The first `count` problems of a task such as `arithmetic(digits=3)`.
 
-    A problem depends on the task, the seed and its place alone. Raises InputError.
+    A problem depends on the task, the seed and its place alone.
+
+    Args:
+        examples: how many others each problem has as its `examples`, the same for all, and made
+            from random numbers of their own.
+
+    Raises:
+        InputError: no such task.
     """
     named = _TASKS.parse(text)
     make: Make = named.make()
-    return [make(random.Random(f"{named} {seed} {i}")) for i in range(count)]
+    posed = [make(random.Random(f"{named} {seed} {i}")) for i in range(count)]
+    others = (make(random.Random(f"{named} {seed} example {i}")) for i in range(examples))
+    bank = tuple((other.problem, other.answer) for other in others)
+    return [replace(one, problem=replace(one.problem, examples=bank)) for one in posed]
