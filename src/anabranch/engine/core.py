@@ -124,6 +124,7 @@ class EngineCore:
         self.cache = decoder.cache(pages)
         self.stats = Stats()
         self.requests: dict[int, Request] = {}
+        self._served: dict[str, float] = {}
         self._draws = DrawBuilder()
         self._tickets = itertools.count()
         self._tips: OrderedDict[tuple[Node, int], None] = OrderedDict()
@@ -137,12 +138,28 @@ class EngineCore:
     # ---- requests ------------------------------------------------------------------------------
 
     def submit(
-        self, request: Request, *, priority: float = 0.0, deadline: float = math.inf
+        self,
+        request: Request,
+        *,
+        priority: float = 0.0,
+        deadline: float = math.inf,
+        group: str = "",
     ) -> None:
         """Queue a request; it runs in the passes that follow."""
         request.ticket = next(self._tickets)
-        request.priority, request.deadline = priority, deadline
+        request.priority, request.deadline, request.group = priority, deadline, group
+        self._enter(group)
         self.requests[request.ticket] = request
+
+    def _enter(self, group: str) -> None:
+        """A group that had nothing to do has saved up nothing meanwhile (Goyal et al. 1996,
+        Start-time fair queueing, section 2)."""
+        active = {request.group for request in self.requests.values()}
+        if group not in active:
+            least = min((self._served[other] for other in active), default=0.0)
+            # Those who wait for nothing are as good as new, so nothing is kept of them.
+            self._served = {other: self._served[other] - least for other in active}
+            self._served[group] = 0.0
 
     def cancel(self, request: Request) -> None:
         """Forget a request. Rows under way are computed and charged, their results ignored."""
@@ -192,7 +209,8 @@ class EngineCore:
         """Fill the next pass with what the policy grants."""
         if not queue:
             return
-        grants = self.policy.plan([snapshot(r) for r in queue], self.decoder.max_rows)
+        waiting = [snapshot(r, self._served[r.group]) for r in queue]
+        grants = self.policy.plan(waiting, self.decoder.max_rows)
         self.tree.clock += len(grants)
         for order, grant in enumerate(grants):
             schedule.add(self.requests[grant.ticket], grant.rows, self.tree.clock - order)
@@ -255,26 +273,30 @@ class EngineCore:
         for want in wants:
             if isinstance(want.request, Read):
                 want.result = logits[want.where - low].copy()
+            elif want.request.top and isinstance(want.result, Result):
+                results = self._likeliest(logits[want.where - low], want)
+                top = tuple((result.token, result.logp) for result in results)
+                want.result = want.result._replace(top=top)
 
     def _peek(self, logits: F32, hidden: F32, row: I32, want: Want) -> Peeked | AnabranchError:
         request = want.request
         assert isinstance(request, Look)
-        top = min(request.top, len(logits))
-        # Ties go to the smaller id, at the border too, where argpartition keeps any of them.
-        least = np.partition(logits, -top)[-top]
-        ids = np.flatnonzero(logits >= least)
-        ids = ids[np.argsort(-logits[ids], kind="stable")][:top]
+        results = self._likeliest(logits, want)
+        if not results:
+            return ModelError("the model gave no usable distribution", got=f"row {want.row}")
+        state = self.decoder.normed(hidden, row)[0].copy() if request.wants_hidden else None
+        tokens, logps = zip(*((result.token, result.logp) for result in results), strict=True)
+        return Peeked(tokens, logps, results[0].entropy, state)
+
+    def _likeliest(self, logits: F32, want: Want) -> list[Result]:
+        """What the model says of a row's likeliest tokens; nothing if it cannot be drawn from."""
         scores = [
-            Want(Score(request.cursor, want.row + 1, [token]), want.row, 0)
-            for token in ids.tolist()
+            Want(Score(want.request.cursor, want.row + 1, [token]), want.row, 0)
+            for token in likeliest(logits, want.request.top)
         ]
         self._draw(logits[None], 0, scores)
         results = [s.result for s in scores if isinstance(s.result, Result)]
-        if len(results) < top:
-            return ModelError("the model gave no usable distribution", got=f"row {want.row}")
-        state = self.decoder.normed(hidden, row)[0].copy() if request.wants_hidden else None
-        logps = tuple(result.logp for result in results)
-        return Peeked(tuple(ids.tolist()), logps, results[0].entropy, state)
+        return results if len(results) == len(scores) else []
 
     def _draw(self, logits: F32, low: int, wants: Sequence[Want]) -> None:
         """Draw or score; a row that cannot be drawn from fails alone."""
@@ -337,6 +359,8 @@ class EngineCore:
             for request, end in item.payers:
                 again = min(end, max(begin, item.known)) - begin
                 self.stats.rows += end - begin
+                if request.group in self._served:
+                    self._served[request.group] += end - begin
                 self.stats.recomputed_rows += again
                 for cost in (request.cost, request.total):
                     cost.computed += end - begin - again
@@ -384,6 +408,16 @@ class EngineCore:
             self._finish(request, error)
         if request.done:
             self._finish(request)
+
+
+def likeliest(logits: F32, top: int) -> list[int]:
+    """The `top` tokens of the highest logits, highest first."""
+    top = min(top, len(logits))
+    # Ties go to the smaller id, at the border too, where argpartition keeps any of them.
+    least = np.partition(logits, -top)[-top]
+    ids = np.flatnonzero(logits >= least)
+    chosen: list[int] = ids[np.argsort(-logits[ids], kind="stable")][:top].tolist()
+    return chosen
 
 
 def _nodes(item: Item) -> list[Node]:

@@ -85,6 +85,7 @@ class Result(NamedTuple):
 
     Attributes:
         shift: log-probability under the target, minus `logp`, where the target is not the model.
+        top: the row's likeliest tokens and their log-probabilities, if asked for.
     """
 
     token: int
@@ -92,6 +93,7 @@ class Result(NamedTuple):
     logq: float
     entropy: float
     shift: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -116,10 +118,13 @@ class Request:
         cost: of this request; `total` adds up over a program.
         finish: called once, when the request is done or has failed.
         expired: whether time is up, asked before each pass.
+        top: how many of the likeliest tokens to report with each result.
         error: why it failed, or None.
+        group: whose it is, for policies that share out rows.
     """
 
     given: Mapping[int, int] = {}
+    top = 0
 
     def __init__(self, cursor: Cursor, rows: range, finish: Callable[[], None] = nothing) -> None:
         self.cursor = cursor
@@ -129,6 +134,7 @@ class Request:
         self.total = Cost()
         self.ticket = -1
         self.priority = 0.0
+        self.group = ""
         self.deadline = math.inf
         self.expired: Callable[[], bool] = lambda: False
         self.error: Exception | None = None
@@ -146,6 +152,7 @@ class Draw(Request):
         on_token: called with each token drawn, after it was appended to the path; returns whether
             to stop.
         prompt_end: first position that presence and frequency penalties count.
+        top: see `Request`.
     """
 
     def __init__(
@@ -156,8 +163,10 @@ class Draw(Request):
         finish: Callable[[], None] = nothing,
         *,
         prompt_end: int = 0,
+        top: int = 0,
     ) -> None:
         super().__init__(cursor, range(cursor.position - 1, cursor.position), finish)
+        self.top = top
         self.sampling = sampling
         self.on_token = on_token
         path = cursor.path() if sampling.edits_path else []
@@ -191,6 +200,7 @@ class Score(Request):
     Args:
         start: position of the first token to score, at least 1.
         tokens: the tokens from there on.
+        top: see `Request`.
     """
 
     def __init__(
@@ -199,8 +209,11 @@ class Score(Request):
         start: int,
         tokens: list[int],
         finish: Callable[[], None] = nothing,
+        *,
+        top: int = 0,
     ) -> None:
         super().__init__(cursor, range(start - 1, start - 1 + len(tokens)), finish)
+        self.top = top
         self.given = dict(zip(self.todo, tokens, strict=True))
         self.results: dict[int, Result] = {}
 

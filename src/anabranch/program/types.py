@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from anabranch.engine.requests import Result
     from anabranch.program.branch import Branch
     from anabranch.program.budget import Budget
 
@@ -85,6 +86,8 @@ class Step:
             top-k, min-p or temperature 0 cut something off).
         usage: what it cost.
         taken_back: log-probability of a token that `force` replaced along with what it appended.
+        tops: per token, the likeliest tokens at its place and the model's log-probabilities of
+            them, most likely first, if `top` asked for them.
     """
 
     text: str
@@ -99,11 +102,20 @@ class Step:
     proper: bool = True
     usage: Usage = field(default_factory=Usage)
     taken_back: float = 0.0
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property
     def logp(self) -> float:
         """What the step adds to the log-probability of the path, nats: the sum of `logps`."""
         return math.fsum(self.logps) - self.taken_back
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step has come by since the last piece: characters, and the tokens that end in them."""
+
+    text: str
+    results: tuple[Result, ...]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ TRIES = 4
     "medprompt",
     paper="Nori et al. 2023, Can generalist foundation models outcompete special-purpose tuning?",
     summary="Votes over shuffled options, so that none wins by its place; shows solved examples.",
+    cost="shuffles solutions side by side, and up to k examples solved before",
+    use="Multiple choice, and wherever solved examples are at hand.",
     fold=majority,
 )
 def medprompt(

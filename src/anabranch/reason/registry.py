@@ -48,15 +48,23 @@ _STRATEGIES = Registry("strategy", "anabranch.reason")
 
 
 def strategy(
-    name: str, *, paper: str, summary: str, fold: Callable[..., list[tuple[str, float]]]
+    name: str,
+    *,
+    paper: str,
+    summary: str,
+    cost: str,
+    use: str,
+    fold: Callable[..., list[tuple[str, float]]],
 ) -> Callable[[Callable[..., Strategy]], Callable[..., Strategy]]:
     """Register a factory of strategies.
 
     Args:
+        cost: what it computes, in its parameters, solutions and steps.
+        use: when to take it.
         fold: how its candidates become one answer: a `Fold`. If it has parameters that the strategy
             has too, such as `aggregate`, they have the strategy's values.
     """
-    return _STRATEGIES.register(name, paper=paper, summary=summary, fold=fold)
+    return _STRATEGIES.register(name, paper=paper, summary=summary, cost=cost, use=use, fold=fold)
 
 
 def strategies() -> list[Entry]:
