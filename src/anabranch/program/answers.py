@@ -66,7 +66,7 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _LATEX_NOISE = re.compile(r"\\[,;:! ()\[\]]|\\(?:left|right|circ|quad)\b|\$\$|\^\\?circ")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s(?=\S)")
 _EDGES = string.whitespace + string.punctuation.replace("%", "") + "“”‘’«»…。·"
-_AROUND = " :*\"'“”‘’"  # around an answer that is taken as it stands
+_AROUND = " :*`\"'“”‘’"  # around an answer that is taken as it stands
 _LEFT_EDGES = "".join(c for c in _EDGES if c not in "-.$")  # these may open a number
 
 
@@ -103,11 +103,11 @@ def normalise(raw: str, problem: Problem) -> str | None:
     """
     if problem.kind == "whole":
         return raw[:MAX_READ].strip() or None
-    plain = _without_latex(raw[: MAX_EXACT if problem.kind == "exact" else MAX_RAW])
+    if problem.kind == "exact":
+        return " ".join(raw[:MAX_EXACT].split()).lstrip(_AROUND).rstrip(_AROUND + ".") or None
+    plain = _without_latex(raw[:MAX_RAW])
     if letters(problem):
         return _letter(plain, problem)
-    if problem.kind == "exact":
-        return plain.lstrip(_AROUND).rstrip(_AROUND + ".") or None
     number = _stated_number(plain)
     if number is not None or problem.kind == "number":
         return number
