@@ -12,6 +12,7 @@ from anabranch.cli import (  # noqa: F401
     models,
     solve,
     strategies,
+    tasks,
     trace,
 )
 from anabranch.cli.app import app

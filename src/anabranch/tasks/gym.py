@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import json
+import os
 import random
 import sys
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ _FORBIDDEN = (
     *("os.", "shutil.", "subprocess.", "socket.", "ctypes.", "tempfile.", "urllib.", "ftplib."),
     *("pty.", "signal.", "webbrowser.", "http.", "smtplib.", "sqlite3.", "glob.", "code.__new__"),
 )
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _HARMLESS = {"os.listdir", "os.scandir", "os.walk"}  # what an import needs
 
 
@@ -94,7 +96,7 @@ def serve() -> None:
 
     def watch(event: str, values: tuple[Any, ...]) -> None:
         # Scorers evaluate answers as Python. Nothing audited but reading may come of that.
-        writes = event == "open" and not str(values[1] or "r").startswith("r")
+        writes = event == "open" and bool(values[2] & _WRITING)
         if watched and (writes or (event.startswith(_FORBIDDEN) and event not in _HARMLESS)):
             raise PermissionError(event)
 
@@ -145,7 +147,9 @@ def _generator(dataset: str, level: int, settings: str, seed: int) -> Any:
     except (AssertionError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        fields = ", ".join(f"{f.name}: {getattr(f.type, '__name__', f.type)}" for f in known.values())
+        fields = ", ".join(
+            f"{f.name}: {getattr(f.type, '__name__', f.type)}" for f in known.values()
+        )
         raise InputError(
             f"reasoning-gym refuses these settings of {dataset}: {error}",
             got=settings,
@@ -156,7 +160,7 @@ def _generator(dataset: str, level: int, settings: str, seed: int) -> Any:
 def _size(dataset: str) -> int:
     """How many problems one seed gives; some generators make all of them at once."""
     config = importlib.import_module("reasoning_gym.factory").DATASETS[dataset][1]
-    return int(next(f.default for f in dataclasses.fields(config) if f.name == "size"))
+    return int(config.size)
 
 
 def _settings(text: str) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class Posed:
         """Prefix accuracy of a solution's text: its right steps before the first wrong one.
 
         As a share of the steps that it has or those of the reference, whichever are more
-        (Fujisawa et al. 2024, ProcBench, section 4); 1 if there are none. None where steps cannot be checked.
+        (Fujisawa et al. 2024, ProcBench, section 4); 1 if neither
+        has any. None where steps cannot be checked.
         """
         if self.follow is None:
             return None
