@@ -68,6 +68,12 @@ def test_published_files_drop_in(tmp_path: Path, row: dict[str, Any]) -> None:
     assert posed.prefix(posed.reference) in (None, 1)
 
 
+def test_a_place_among_numbers_is_a_place(tmp_path: Path) -> None:
+    row = {"question": "What is 1 + 1?", "choices": ["1", "2", "3"]}
+    made = posed_by(tmp_path, {**row, "answer": 1}, {**row, "answer": "2"}, {**row, "answer": "B"})
+    assert [posed.answer for posed in made] == ["B", "B", "B"]
+
+
 def test_gsm8k_steps_are_checked(tmp_path: Path) -> None:
     posed = posed_by(tmp_path, GSM8K)[0]
     assert posed.answer == "72"

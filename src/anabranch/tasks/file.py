@@ -86,7 +86,7 @@ def _posed(line: Line, kind: str, question: str, answer: str) -> Posed:
         raise line.fault(f"no answer under {' or '.join(names)} (text or number); {got}")
     told = str(gold).strip()
     if kind == "choice" or (kind == "auto" and line.get("choices") is not None):
-        return _choice(line, text, told)
+        return _choice(line, text, gold)
     boxed = next(stated(told), "").strip() if "\\boxed" in told or "####" in told else ""
     if kind == "auto":
         found = "formula" if "\\boxed" in told or "level" in line else "exact"
@@ -124,7 +124,7 @@ def _equal(answer: str, gold: str) -> bool:
     return symbolic(answer.strip("$"), gold.strip("$"))
 
 
-def _choice(line: Line, text: str, gold: str) -> Posed:
+def _choice(line: Line, text: str, raw: str | int | float) -> Posed:
     options: Any = line.get("choices")
     labels: Any = None
     if isinstance(options, dict):  # as in ARC
@@ -135,12 +135,15 @@ def _choice(line: Line, text: str, gold: str) -> Posed:
     if not 2 <= len(options) <= 26:
         raise line.fault(f"{len(options)} choices; allowed: 2 to 26")
     known = labels if isinstance(labels, list) and len(labels) == len(options) else list(letters)
-    if gold in known:
+    gold = str(raw).strip()
+    if isinstance(raw, int) and known == list(letters) and 0 <= raw < len(options):
+        place = raw  # as in MMLU, from 0; the options may be numbers themselves
+    elif gold in known:
         place = known.index(gold)
     elif gold in options:
         place = options.index(gold)
     elif gold.isascii() and gold.isdecimal() and int(gold[:9]) < len(options):
-        place = int(gold[:9])  # as in MMLU, from 0
+        place = int(gold[:9])
     else:
         raise line.fault(f"the answer is none of the choices: {gold[:60]!r}")
     return Posed(Problem(text, kind="choice", choices=tuple(options)), letters[place])
