@@ -13,6 +13,7 @@ from anabranch.cli import (  # noqa: F401
     serve,
     solve,
     strategies,
+    tasks,
     trace,
 )
 from anabranch.cli.app import app
