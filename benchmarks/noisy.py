@@ -15,8 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from intervals import wilson
-
+from anabranch.bench.intervals import wilson
 from anabranch.reason.registry import strategies
 from tests.noisy import right, solve_many
 

@@ -18,9 +18,9 @@ import time
 from typing import Any
 
 from engine import print_provenance, provenance, write
-from intervals import difference, wilson
 
 import anabranch
+from anabranch.bench.intervals import difference, wilson
 from anabranch.lm import LM
 from anabranch.tasks.registry import Posed, problems, tasks
 
@@ -55,14 +55,14 @@ def report(results: dict[str, dict[str, dict[str, Any]]], strategies: list[str])
             text = f"{name:14}{strategy:28}{statistics.fmean(got['right']):7.1%}"
             text += f"{f'{low:.1%} to {high:.1%}':>16}{got['tokens']:8.0f}"
             if strategy != base:
-                mean, below, above = difference(got["right"], row[base]["right"])
+                mean, below, above, _ = difference(got["right"], row[base]["right"])
                 text += f"   {mean:+.1%} ({below:+.1%} to {above:+.1%})"
             print(text)
     fair = [n for n, row in results.items() if 0.2 <= statistics.fmean(row[base]["right"]) <= 0.8]
     for strategy in strategies[1:]:
         gains = [difference(results[n][strategy]["right"], results[n][base]["right"]) for n in fair]
         if gains:
-            mean = statistics.fmean(gain for gain, _, _ in gains)
+            mean = statistics.fmean(gain.value for gain in gains)
             print(f"{strategy}: {mean:+.1%} on average over {', '.join(fair)}")
 
 

@@ -19,6 +19,7 @@ LAYERS = [
     "reason",
     "tasks",
     "lm",
+    "bench",
     "cli",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
