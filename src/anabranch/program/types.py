@@ -146,7 +146,8 @@ class Problem:
         text: the question.
         system: instructions that go before it, or None for the strategy's own.
         kind: how answers are read and compared: "auto" decides by what the text of the candidates
-            holds; "choice" expects a letter of `choices`.
+            holds; "choice" expects a letter of `choices`; "exact" is what is stated, as it stands
+            (lists, expressions, moves); "whole" is the whole text (programs, letters to write).
         choices: options of a multiple-choice problem.
         context: what the question is about, such as a document; stands before it.
         check: says whether an answer is right (a thought's answer, or its text where none could be
@@ -155,7 +156,7 @@ class Problem:
 
     text: str
     system: str | None = None
-    kind: Literal["auto", "number", "choice", "text"] = "auto"
+    kind: Literal["auto", "number", "choice", "text", "exact", "whole"] = "auto"
     choices: tuple[str, ...] = ()
     context: str = ""
     check: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
