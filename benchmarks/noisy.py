@@ -4,7 +4,7 @@
     python benchmarks/noisy.py "beam(width=8)" mcts  # these
 
 Eight steps, each right with probability 0.7; the judge sees the truth through unit noise
-(tests/noisy.py). Accuracy comes with its 95% interval (Wilson), tokens are means per problem.
+(anabranch.bench.simulated). Accuracy comes with its 95% interval (Wilson), tokens are means per problem.
 """
 
 from __future__ import annotations

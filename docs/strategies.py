@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anabranch.cli.strategies import describe
+from anabranch.cli.strategies import TOLD, describe
 from anabranch.program.registry import Entry
 from anabranch.reason.registry import strategies
 from anabranch.verify.registry import judges
@@ -23,6 +23,8 @@ def section(entry: Entry) -> str:
     rows = [f"| `{p['name']}` | `{p['default']}` | {p['allowed']} |" for p in told["parameters"]]
     table = ["| parameter | default | allowed |", "|---|---|---|", *rows, ""] if rows else []
     parts = [f"### `{told['name']}`", "", told["summary"], "", told["about"], ""]
+    parts += [f"- {title}: {told[field]}" for field, title in TOLD.items() if field in told]
+    parts += [""] * ("cost" in told)
     return "\n".join([*parts, f"*{told['paper']}*", "", *table])
 
 

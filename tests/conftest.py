@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Toys' matrices are too small to share out: on a busy machine numpy's threads mostly wait for each
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from anabranch.models import registry
+from anabranch.program.registry import REGISTRIES
 
 # A suite started in the background inherits that Ctrl-C is ignored; the tests of Ctrl-C want it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,3 +38,12 @@ def model_path() -> Callable[[str], Path]:
         return path or registry.pull(name)
 
     return find
+
+
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    """What a test registers is forgotten at its end."""
+    before = {kind: dict(named._entries) for kind, named in REGISTRIES.items()}
+    yield
+    for kind, entries in before.items():
+        REGISTRIES[kind]._entries = entries

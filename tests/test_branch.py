@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.backends.philox import philox
+from anabranch.engine.constraints import Constraint
+from anabranch.engine.grammar import regex
 from anabranch.errors import ContextError, InputError, ResourceError
 from anabranch.program.engine import Engine
 from anabranch.program.run import Run
@@ -195,6 +197,29 @@ def test_streams_say_what_the_step_says() -> None:
             async for _ in endless:
                 break
         assert (await left.extend(1, bias=LETTERS)).stop == "limit"
+
+    on_engine(program)
+
+
+@pytest.mark.parametrize("allow", [None, regex("[a-z ]*")], ids=["free", "ruled"])
+def test_pieces_carry_tokens_and_what_else_was_likely(allow: Constraint | None) -> None:
+    async def program(engine: Engine) -> None:
+        root = engine.open(PROMPT)
+        branch, other = root.fork(2)
+        pieces = [p async for p in branch.pieces(12, top=3, allow=allow, temperature=0)]
+        step = branch.last
+        assert step is not None
+        assert "".join(p.text for p in pieces) == step.text
+        results = [result for piece in pieces for result in piece.results]
+        assert tuple(r.token for r in results) == step.tokens
+        assert tuple(r.top for r in results) == step.tops
+        for token, top in zip(step.tokens, step.tops, strict=True):
+            seen = await other.peek(3)
+            assert top == tuple(zip(seen.tokens, seen.logps, strict=True))
+            await other.force([token])
+        again = root.fork()
+        assert (await again.force(step.tokens, top=3)).tops == step.tops
+        assert (await root.fork().extend(2)).tops == ()
 
     on_engine(program)
 

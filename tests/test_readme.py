@@ -42,7 +42,9 @@ def test_python_of_the_readme(
 
 @pytest.mark.model
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples(path: Path, small_model: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples(
+    path: Path, small_model: None, own_methods: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
 

@@ -7,6 +7,7 @@ imports.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,5 +64,15 @@ def _options(
             "--version", help="Print the version.", callback=_print_version, is_eager=True
         ),
     ] = False,
+    files: Annotated[
+        list[Path],
+        typer.Option(
+            "--with", metavar="FILE", help="Python file with methods, judges or tasks of your own."
+        ),
+    ] = [],  # noqa: B006  typer copies it
 ) -> None:
-    pass
+    for file in files:
+        # Imported late: listing commands needs no registry.
+        from anabranch.program.registry import load_file
+
+        load_file(file)

@@ -6,6 +6,7 @@ import inspect
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from anabranch.cli.app import app
 from anabranch.cli.terminal import print_json, print_table
@@ -16,6 +17,9 @@ from anabranch.verify.registry import judges as all_judges
 
 Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Tell everything about one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+TOLD = {"cost": "Costs", "use": "Use it"}
+"""What kinds may say of their entries besides, and how it is introduced."""
 
 _LISTS = {"strategy": "strategies", "judge": "judges"}
 
@@ -42,12 +46,26 @@ def _show(kind: str, entries: list[Entry], name: str, as_json: bool) -> None:
     elif name:
         _tell(known[name])
     else:
-        print_table(("name", "what it does"), [(e.name, e.summary) for e in entries])
+        _list(entries)
+
+
+def _list(entries: list[Entry]) -> None:
+    """A line each for programs; for people, what it does with cost and paper below."""
+    more = [field for field in ("cost",) if field in entries[0].extra]
+    rows = [(e.name, e.summary, *(e.extra[field] for field in more), e.paper) for e in entries]
+    if Console().is_terminal:
+        print_table(("name", "what it does"), [(name, "\n".join(told)) for name, *told in rows])
+    else:
+        print_table(("name", "what it does", *more, "paper"), rows)
 
 
 def _tell(entry: Entry) -> None:
     print(f"{entry.name}: {entry.summary}\n\n{inspect.getdoc(entry.make) or ''}\n")
-    print(f"Paper: {entry.paper}\n")
+    print(f"Paper: {entry.paper}")
+    for field, title in TOLD.items():
+        if field in entry.extra:
+            print(f"{title}: {entry.extra[field]}")
+    print()
     rows = [(p.name, f"{p.default}", _allowed(p)) for p in entry.parameters.values()]
     print_table(("parameter", "default", "allowed"), rows)
 
@@ -71,6 +89,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "summary": entry.summary,
         "paper": entry.paper,
+        **{field: entry.extra[field] for field in TOLD if field in entry.extra},
         "about": inspect.getdoc(entry.make) or "",
         "parameters": [
             {"name": p.name, "default": p.default, "allowed": _allowed(p)}

@@ -74,6 +74,7 @@ class Pass:
         wants: claims on them, by `where` ascending.
         cached: claims on logits that are kept already, `cached_logits`, by `where` ascending.
         resting: positions where cursors stay: their logits are kept, by node and position.
+        seconds: that computing it took.
     """
 
     items: list[Item]
@@ -84,6 +85,7 @@ class Pass:
     cached_logits: list[F32]
     resting: dict[tuple[Node, int], int]
     tips: dict[tuple[Node, int], F32] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def row_count(self) -> int:
@@ -255,26 +257,30 @@ class EngineCore:
         for want in wants:
             if isinstance(want.request, Read):
                 want.result = logits[want.where - low].copy()
+            elif want.request.top and isinstance(want.result, Result):
+                results = self._likeliest(logits[want.where - low], want)
+                top = tuple((result.token, result.logp) for result in results)
+                want.result = want.result._replace(top=top)
 
     def _peek(self, logits: F32, hidden: F32, row: I32, want: Want) -> Peeked | AnabranchError:
         request = want.request
         assert isinstance(request, Look)
-        top = min(request.top, len(logits))
-        # Ties go to the smaller id, at the border too, where argpartition keeps any of them.
-        least = np.partition(logits, -top)[-top]
-        ids = np.flatnonzero(logits >= least)
-        ids = ids[np.argsort(-logits[ids], kind="stable")][:top]
+        results = self._likeliest(logits, want)
+        if not results:
+            return ModelError("the model gave no usable distribution", got=f"row {want.row}")
+        state = self.decoder.normed(hidden, row)[0].copy() if request.wants_hidden else None
+        tokens, logps = zip(*((result.token, result.logp) for result in results), strict=True)
+        return Peeked(tokens, logps, results[0].entropy, state)
+
+    def _likeliest(self, logits: F32, want: Want) -> list[Result]:
+        """What the model says of a row's likeliest tokens; nothing if it cannot be drawn from."""
         scores = [
-            Want(Score(request.cursor, want.row + 1, [token]), want.row, 0)
-            for token in ids.tolist()
+            Want(Score(want.request.cursor, want.row + 1, [token]), want.row, 0)
+            for token in likeliest(logits, want.request.top)
         ]
         self._draw(logits[None], 0, scores)
         results = [s.result for s in scores if isinstance(s.result, Result)]
-        if len(results) < top:
-            return ModelError("the model gave no usable distribution", got=f"row {want.row}")
-        state = self.decoder.normed(hidden, row)[0].copy() if request.wants_hidden else None
-        logps = tuple(result.logp for result in results)
-        return Peeked(tuple(ids.tolist()), logps, results[0].entropy, state)
+        return results if len(results) == len(scores) else []
 
     def _draw(self, logits: F32, low: int, wants: Sequence[Want]) -> None:
         """Draw or score; a row that cannot be drawn from fails alone."""
@@ -341,6 +347,7 @@ class EngineCore:
                 for cost in (request.cost, request.total):
                     cost.computed += end - begin - again
                     cost.recomputed += again
+                    cost.seconds += work.seconds * (end - begin) / work.row_count
                     parties[id(cost)] = cost
                 begin = end
         if work.items:
@@ -384,6 +391,16 @@ class EngineCore:
             self._finish(request, error)
         if request.done:
             self._finish(request)
+
+
+def likeliest(logits: F32, top: int) -> list[int]:
+    """The `top` tokens of the highest logits, highest first."""
+    top = min(top, len(logits))
+    # Ties go to the smaller id, at the border too, where argpartition keeps any of them.
+    least = np.partition(logits, -top)[-top]
+    ids = np.flatnonzero(logits >= least)
+    chosen: list[int] = ids[np.argsort(-logits[ids], kind="stable")][:top].tolist()
+    return chosen
 
 
 def _nodes(item: Item) -> list[Node]:

@@ -85,6 +85,7 @@ class Result(NamedTuple):
 
     Attributes:
         shift: log-probability under the target, minus `logp`, where the target is not the model.
+        top: the row's likeliest tokens and their log-probabilities, if asked for.
     """
 
     token: int
@@ -92,16 +93,22 @@ class Result(NamedTuple):
     logq: float
     entropy: float
     shift: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
 class Cost:
-    """Rows and passes one request, or one program, has taken so far."""
+    """Rows and passes one request, or one program, has taken so far.
+
+    Attributes:
+        seconds: its share of the seconds of those passes, by rows.
+    """
 
     computed: int = 0
     cached: int = 0
     recomputed: int = 0
     passes: int = 0
+    seconds: float = 0.0
 
 
 def nothing() -> None:
@@ -116,10 +123,12 @@ class Request:
         cost: of this request; `total` adds up over a program.
         finish: called once, when the request is done or has failed.
         expired: whether time is up, asked before each pass.
+        top: how many of the likeliest tokens to report with each result.
         error: why it failed, or None.
     """
 
     given: Mapping[int, int] = {}
+    top = 0
 
     def __init__(self, cursor: Cursor, rows: range, finish: Callable[[], None] = nothing) -> None:
         self.cursor = cursor
@@ -146,6 +155,7 @@ class Draw(Request):
         on_token: called with each token drawn, after it was appended to the path; returns whether
             to stop.
         prompt_end: first position that presence and frequency penalties count.
+        top: see `Request`.
     """
 
     def __init__(
@@ -156,8 +166,10 @@ class Draw(Request):
         finish: Callable[[], None] = nothing,
         *,
         prompt_end: int = 0,
+        top: int = 0,
     ) -> None:
         super().__init__(cursor, range(cursor.position - 1, cursor.position), finish)
+        self.top = top
         self.sampling = sampling
         self.on_token = on_token
         path = cursor.path() if sampling.edits_path else []
@@ -191,6 +203,7 @@ class Score(Request):
     Args:
         start: position of the first token to score, at least 1.
         tokens: the tokens from there on.
+        top: see `Request`.
     """
 
     def __init__(
@@ -199,8 +212,11 @@ class Score(Request):
         start: int,
         tokens: list[int],
         finish: Callable[[], None] = nothing,
+        *,
+        top: int = 0,
     ) -> None:
         super().__init__(cursor, range(start - 1, start - 1 + len(tokens)), finish)
+        self.top = top
         self.given = dict(zip(self.todo, tokens, strict=True))
         self.results: dict[int, Result] = {}
 

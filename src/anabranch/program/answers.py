@@ -21,6 +21,9 @@ MAX_READ = 1 << 15
 MAX_RAW = 240
 """Longest stretch after "the answer is" that is read, in characters."""
 
+MAX_EXACT = 4000
+"""The same where answers are taken as they stand: moves and lists are longer than numbers."""
+
 MAX_STATED = 8
 """Most statements tried before a text counts as stating nothing."""
 
@@ -63,6 +66,7 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _LATEX_NOISE = re.compile(r"\\[,;:! ()\[\]]|\\(?:left|right|circ|quad)\b|\$\$|\^\\?circ")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s(?=\S)")
 _EDGES = string.whitespace + string.punctuation.replace("%", "") + "“”‘’«»…。·"
+_AROUND = " :*\"'“”‘’"  # around an answer that is taken as it stands
 _LEFT_EDGES = "".join(c for c in _EDGES if c not in "-.$")  # these may open a number
 
 
@@ -76,8 +80,10 @@ def extract(text: str, problem: Problem, *, done: bool = True) -> str | None:
     Args:
         done: whether the text is finished: in one cut short only a stated answer counts.
     """
+    if problem.kind == "whole":
+        return normalise(text, problem) if done else None
     opening, text = text[:MAX_RAW], text[-MAX_READ:]
-    for raw in stated(text):
+    for raw in stated(text, MAX_EXACT if problem.kind == "exact" else MAX_RAW):
         if answer := normalise(raw, problem):
             return answer
     if not done:
@@ -92,11 +98,16 @@ def normalise(raw: str, problem: Problem) -> str | None:
 
     Numbers lose signs of currency and percent, separators, units and idle zeros ("$1,234.50" and
     "1234.5 dollars" agree; so do "50%" and "50"); fractions are reduced and stay fractions. All
-    else is compared without case, articles and punctuation at its edges.
+    else is compared without case, articles and punctuation at its edges. An exact answer loses but
+    spaces, quotes and emphasis around it and the full stop after it; a whole text loses nothing.
     """
-    plain = _without_latex(raw[:MAX_RAW])
+    if problem.kind == "whole":
+        return raw[:MAX_READ].strip() or None
+    plain = _without_latex(raw[: MAX_EXACT if problem.kind == "exact" else MAX_RAW])
     if letters(problem):
         return _letter(plain, problem)
+    if problem.kind == "exact":
+        return plain.lstrip(_AROUND).rstrip(_AROUND + ".") or None
     number = _stated_number(plain)
     if number is not None or problem.kind == "number":
         return number
@@ -136,10 +147,13 @@ def letters(problem: Problem) -> str:
     return "ABCDE" if problem.kind == "choice" else ""
 
 
-def stated(text: str) -> Iterator[str]:
-    """What the text itself calls its answer, the last statement first. May yield empty strings."""
+def stated(text: str, longest: int = MAX_RAW) -> Iterator[str]:
+    """What the text itself calls its answer, the last statement first, each up to so many characters.
+
+    May yield empty strings.
+    """
     for match in reversed(deque(_MARK.finditer(text), maxlen=MAX_STATED)):
-        rest = text[match.end() : match.end() + MAX_RAW]
+        rest = text[match.end() : match.end() + longest]
         if match[0].startswith("\\"):
             yield _closed(rest)
         else:
@@ -194,7 +208,7 @@ def _loose_letter(text: str, allowed: str) -> str | None:
 
 
 def _unstated(opening: str, text: str, problem: Problem) -> str | None:
-    if problem.kind == "text":
+    if problem.kind in ("text", "exact"):
         return None
     if problem.kind == "auto":
         if match := _OPENS_YES_NO.match(opening):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import codecs
+import contextlib
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -20,7 +22,7 @@ from anabranch.engine.tree import Cursor
 from anabranch.errors import ContextError, InputError, check_range
 from anabranch.program.run import Run
 from anabranch.program.shape import Shape
-from anabranch.program.types import Mark, Next, Step, Stop, Until, Usage
+from anabranch.program.types import Mark, Next, Piece, Step, Stop, Until, Usage
 
 if TYPE_CHECKING:
     from anabranch.program.engine import Engine
@@ -188,6 +190,7 @@ class Branch:
         allow: Constraint | None = None,
         since: Mark | None = None,
         blend: Mapping[Branch, float] | None = None,
+        top: int = 0,
     ) -> Step:
         """Sample up to `limit` tokens.
 
@@ -209,6 +212,7 @@ class Branch:
             blend: branches of this program, this one among them, with exponents: the target is the
                 product of their distributions to these powers, and all are advanced by the tokens
                 drawn, each charged.
+            top: how many of the likeliest tokens to report with each one drawn.
 
         With `allow` or `blend`, `logw` weighs the step against that target, unnormalised: particles
         resampled by it follow the target as a whole, not token by token.
@@ -227,19 +231,34 @@ class Branch:
             bias or {},
         )
         shape = self._shape(allow, since, blend) if allow or blend else None
-        return await self._extend(limit, until, keep, sampling, None, shape)
+        return await self._extend(limit, until, keep, sampling, None, shape, top)
 
-    async def stream(
-        self, limit: int = 256, *, until: Until = None, keep: bool = True, **sampling: Any
-    ) -> AsyncIterator[str]:
+    async def stream(self, limit: int = 256, **options: Any) -> AsyncGenerator[str]:
+        """The texts of `pieces` that have any."""
+        async with contextlib.aclosing(self.pieces(limit, **options)) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    yield piece.text
+
+    async def pieces(
+        self,
+        limit: int = 256,
+        *,
+        until: Until = None,
+        keep: bool = True,
+        allow: Constraint | None = None,
+        top: int = 0,
+        **sampling: Any,
+    ) -> AsyncGenerator[Piece]:
         """`extend`, piece by piece: complete characters as they come. `last` holds the step after.
 
-        With texts in `until` and `keep=False`, what may become one of them is held back.
+        With texts in `until`, what may become one of them is held back.
         Who leaves the loop early closes the iterator (`contextlib.aclosing`) to cancel the rest.
         """
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        shape = self._shape(allow, None, None) if allow else None
         work = asyncio.ensure_future(
-            self._extend(limit, until, keep, Sampling(**sampling), pieces.put_nowait)
+            self._extend(limit, until, keep, Sampling(**sampling), pieces.put_nowait, shape, top)
         )
         work.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
@@ -250,7 +269,7 @@ class Branch:
             await asyncio.gather(work, return_exceptions=True)
         await work
 
-    async def force(self, content: str | Sequence[int], *, heal: bool = True) -> Step:
+    async def force(self, content: str | Sequence[int], *, heal: bool = True, top: int = 0) -> Step:
         """Append given text or tokens; the step holds their exact log-probabilities.
 
         All or nothing: when the budget does not cover them, nothing is appended and `stop` is
@@ -260,12 +279,14 @@ class Branch:
             heal: where the tokenizer would cut the last token written and the text together
                 otherwise than one by one ("\\n" and "\\n"), take that token back and append both
                 as it would. The step begins before it then, and its `logp` counts it once.
+            top: how many of the likeliest tokens to report at the place of each.
 
         Raises:
             ContextError: they do not fit.
             InputError: token ids outside the vocabulary, or another operation is pending.
         """
         tokens = self.engine.encode(content)
+        self._check_top(top)
         self._ready()
         start, taken_back = self._cursor.position, 0.0
         if heal and isinstance(content, str) and (joint := self._heal(content)) is not None:
@@ -290,7 +311,7 @@ class Branch:
         held = self.engine.core.tree.append(self._cursor, tokens)
         self.run.forced_tokens += len(tokens)
         self.run.cost.cached += held
-        request = Score(self._cursor, start, tokens)
+        request = Score(self._cursor, start, tokens, top=top)
         request.cost.cached += held
         await self._perform(request)
         if not self.live:
@@ -326,10 +347,12 @@ class Branch:
         until: Until,
         keep: bool,
         sampling: Sampling,
-        on_text: Callable[[str], None] | None,
+        on_piece: Callable[[Piece], None] | None,
         shape: Shape | None = None,
+        top: int = 0,
     ) -> Step:
         check_range("limit", limit, 1, 2**31 - 1)
+        self._check_top(top)
         sampling.check(self.engine.core.decoder.config.vocab)
         stop_at = _Condition(until, keep)
         members = shape.members if shape else [self]
@@ -338,8 +361,8 @@ class Branch:
         budget = self.run.budget
         room = self.engine.core.capacity - max(b._cursor.position for b in members)
         wanted = min(limit, room)
-        writer = _Writer(self, stop_at, on_text)
-        request = Draw(self._cursor, sampling, writer.draw, prompt_end=self._prompt_end)
+        writer = _Writer(self, stop_at, on_piece)
+        request = Draw(self._cursor, sampling, writer.draw, prompt_end=self._prompt_end, top=top)
         request.expired = lambda: budget.left_seconds <= 0
         reserved = budget.reserve(wanted * len(members)) if wanted else 0
         granted = writer.limit = reserved // len(members)
@@ -425,6 +448,9 @@ class Branch:
     def _rewind(self, position: int) -> None:
         self.engine.core.tree.rewind(self._cursor, position)
 
+    def _check_top(self, top: int) -> None:
+        check_range("top", top, 0, self.engine.core.decoder.config.vocab)
+
     def _alive(self) -> None:
         if not self.live:
             raise InputError("the branch was dropped", got=self.id, fix="fork before dropping")
@@ -470,6 +496,7 @@ class Branch:
             stop=stop,
             proper=proper,
             usage=usage,
+            tops=tuple(r.top for r in results) if any(r.top for r in results) else (),
         )
 
     def _note_step(self, event: str, step: Step, said: str | None = None) -> Step:
@@ -528,9 +555,9 @@ class _Writer:
         self,
         branch: Branch,
         until: _Condition | None = None,
-        on_text: Callable[[str], None] | None = None,
+        on_piece: Callable[[Piece], None] | None = None,
     ) -> None:
-        self.branch, self.until, self.on_text = branch, until, on_text
+        self.branch, self.until, self.on_piece = branch, until, on_piece
         self.start = branch._cursor.position
         self.results: list[Result] = []
         self.text = ""
@@ -539,7 +566,7 @@ class _Writer:
         self.began = time.monotonic()
         self._borders = [0]
         self._cut: int | None = None
-        self._told = 0
+        self._told = self._told_tokens = 0
         self._tokenizer = branch.engine.tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         # The last token may have ended inside a character.
@@ -580,6 +607,12 @@ class _Writer:
         self._tell(len(self.text))
 
     def _tell(self, end: int) -> None:
-        if self.on_text is not None and end > self._told:
-            self.on_text(self.text[self._told : end])
-            self._told = end
+        """Tell the text up to `end`, and the tokens that end there."""
+        if self.on_piece is None:
+            return
+        told = self._told_tokens
+        count = bisect.bisect_right(self._borders, end) - 1
+        if end > self._told or count > told:
+            text = self.text[self._told : max(end, self._told)]
+            self.on_piece(Piece(text, tuple(self.results[told:count])))
+            self._told, self._told_tokens = max(end, self._told), max(count, told)

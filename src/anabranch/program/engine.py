@@ -234,7 +234,7 @@ class Engine:
             self.core.compute(work)
         else:
             await self._compute_elsewhere(work)
-        self._seconds, self._rows = time.monotonic() - began, rows
+        self._seconds, self._rows = work.seconds, rows = time.monotonic() - began, rows
 
     async def _compute_elsewhere(self, work: Pass) -> None:
         computed = self._worker.submit(self.core.compute, work)

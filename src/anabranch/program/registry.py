@@ -12,8 +12,10 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -165,10 +167,15 @@ class Registry:
     def register(
         self, name: str, *, paper: str, summary: str, **extra: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Register a factory; its keyword parameters are `Annotated[type, limits]`."""
+        """Register a factory; its keyword parameters are `Annotated[type, limits]`.
+
+        Raises:
+            InputError: the name is taken.
+        """
 
         def decorate(make: Callable[..., Any]) -> Callable[..., Any]:
-            assert name not in self._entries, f"{self.kind} {name} is registered twice"
+            if name in self._entries:
+                raise InputError(f"there is a {self.kind} of this name already", got=name)
             parameters = MappingProxyType(_parameters(make))
             self._entries[name] = Entry(name, paper, summary, make, parameters, extra)
             return make
@@ -177,7 +184,7 @@ class Registry:
 
     def all(self) -> list[Entry]:
         """Every entry, by name."""
-        self._discover()
+        self.discover()
         return [self._entries[name] for name in sorted(self._entries)]
 
     def parse(self, text: str, depth: int = 0) -> Named:
@@ -187,7 +194,7 @@ class Registry:
             InputError: not of that form, an unknown name, or a value that is not allowed.
         """
         name, values = self._read(text, depth)
-        self._discover()
+        self.discover()
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         entry = self._entries[name]
@@ -200,7 +207,8 @@ class Registry:
         changed = Named(entry, defaults)._changed(values, depth).values
         return Named(entry, MappingProxyType({p: changed[p] for p in order}))
 
-    def _discover(self) -> None:
+    def discover(self) -> None:
+        """Import the files of the package, if that was not done yet."""
         _import_all(self._package)
 
     def _read(self, text: str, depth: int) -> tuple[str, dict[str, object]]:
@@ -228,6 +236,22 @@ class Registry:
 
 # Filled by the modules that define a kind; nothing else writes it.
 REGISTRIES: dict[str, Registry] = {}
+
+
+def load_file(path: Path) -> None:
+    """Run a Python file of the user's own, so that what it registers can be named.
+
+    Raises:
+        InputError: it cannot be read, fails, or takes a name that is taken.
+    """
+    for registry in REGISTRIES.values():
+        registry.discover()  # before the file, so that a name taken is its fault
+    try:
+        runpy.run_path(str(path))
+    except Exception as error:  # anybody's code
+        raise InputError(
+            f"{path} cannot be loaded", got=f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _value(node: ast.expr) -> object:

@@ -9,7 +9,7 @@ import numpy as np
 
 from anabranch.backends.base import F32, Drawn, Draws
 from anabranch.engine.constraints import Choice, Constraint, draw_allowed
-from anabranch.engine.core import DrawBuilder, Want
+from anabranch.engine.core import DrawBuilder, Want, likeliest
 from anabranch.engine.requests import Draw, Result, Score
 from anabranch.errors import InputError, check_range
 from anabranch.program.tasks import together
@@ -132,7 +132,11 @@ class Shape:
         model = self._score(rows[:1], [choice.token])
         logp, entropy = float(model.logp[0]), float(model.entropy[0])
         shift = float(scores[choice.token]) - logp if blended else 0.0
-        return Result(choice.token, logp, choice.logq, entropy, shift)
+        top = tuple(
+            (token, float(self._score(rows[:1], [token]).logp[0]))
+            for token in (likeliest(rows[0], request.top) if request.top else ())
+        )
+        return Result(choice.token, logp, choice.logq, entropy, shift, top)
 
     def _choose(self, scores: F32, draws: Draws) -> Choice | None:
         if self._state is not None:

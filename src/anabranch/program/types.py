@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from anabranch.engine.requests import Result
     from anabranch.program.branch import Branch
     from anabranch.program.budget import Budget
 
@@ -85,6 +86,8 @@ class Step:
             top-k, min-p or temperature 0 cut something off).
         usage: what it cost.
         taken_back: log-probability of a token that `force` replaced along with what it appended.
+        tops: per token, the likeliest tokens at its place and the model's log-probabilities of
+            them, most likely first, if `top` asked for them.
     """
 
     text: str
@@ -99,11 +102,20 @@ class Step:
     proper: bool = True
     usage: Usage = field(default_factory=Usage)
     taken_back: float = 0.0
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property
     def logp(self) -> float:
         """What the step adds to the log-probability of the path, nats: the sum of `logps`."""
         return math.fsum(self.logps) - self.taken_back
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step has come by since the last piece: characters, and the tokens that end in them."""
+
+    text: str
+    results: tuple[Result, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,8 @@ class Problem:
         text: the question.
         system: instructions that go before it, or None for the strategy's own.
         kind: how answers are read and compared: "auto" decides by what the text of the candidates
-            holds; "choice" expects a letter of `choices`.
+            holds; "choice" expects a letter of `choices`; "exact" is what is stated, as it stands
+            (lists, expressions, moves); "whole" is the whole text (programs, letters to write).
         choices: options of a multiple-choice problem.
         context: what the question is about, such as a document; stands before it.
         check: says whether an answer is right (a thought's answer, or its text where none could be
@@ -143,7 +156,7 @@ class Problem:
 
     text: str
     system: str | None = None
-    kind: Literal["auto", "number", "choice", "text"] = "auto"
+    kind: Literal["auto", "number", "choice", "text", "exact", "whole"] = "auto"
     choices: tuple[str, ...] = ()
     context: str = ""
     check: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)

@@ -18,6 +18,8 @@ from anabranch.reason.registry import MaxTokens, Samples, Share, Temperature, To
     "adaptive",
     paper="Aggarwal et al. 2023, Let's sample step by step: adaptive-consistency, section 3",
     summary="A vote that stops as soon as one more sample would hardly change it.",
+    cost="2 to n solutions, few where they agree",
+    use="Instead of vote, when easy and hard problems come mixed.",
     fold=majority,
 )
 def adaptive(

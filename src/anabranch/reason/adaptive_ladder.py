@@ -26,6 +26,8 @@ RUNGS = (
     "adaptive_ladder",
     paper="R 2024, Think beyond size: adaptive prompting for more effective reasoning",
     summary="Prompts of rising guidance, from brief to self-correcting, until a solution passes.",
+    cost="1 solution and a rating a rung, at most 4 rungs",
+    use="When most problems are easy and a judge can tell which are not.",
     fold=latest,
 )
 def adaptive_ladder(

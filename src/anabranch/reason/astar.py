@@ -38,6 +38,8 @@ COSTS: dict[str, tuple[str, Callable[[float, float], float]]] = {
     "astar",
     paper="Chatziveroglou 2025, A*-decoding: token-efficient inference scaling",
     summary="A queue of partial thoughts; the one that promises the cheapest path goes on.",
+    cost="fanout steps a round; the fewest tokens of all searches where ratings are good",
+    use="With a judge of steps that can be trusted and a tight budget.",
     fold=by_cost,
 )
 def astar(

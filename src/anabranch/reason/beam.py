@@ -25,6 +25,8 @@ from anabranch.reason.registry import (
     "beam",
     paper="Xie et al. 2023, Self-evaluation guided beam search for reasoning, section 3",
     summary="Every step, the `width` best rated thoughts are kept, each tried `fanout` ways.",
+    cost="width x fanout steps a level, each rated",
+    use="With a judge of steps that beats chance: see anabranch judge-report.",
     fold=weighted,
 )
 def beam(

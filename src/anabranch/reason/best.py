@@ -14,6 +14,8 @@ from anabranch.reason.registry import MaxTokens, Samples, Temperature, TopP, str
     "best",
     paper="Adiwardana et al. 2020, Towards a human-like open-domain chatbot (sample-and-rank)",
     summary="n sampled chains of thought; the answer of the likeliest one, per token.",
+    cost="n solutions side by side",
+    use="When answers cannot be compared, so that none can be voted for.",
     fold=folds.best,
 )
 def best(

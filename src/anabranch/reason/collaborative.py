@@ -26,6 +26,8 @@ TRANSLATE = (
     paper="Liang et al. 2024, Improving LLM reasoning through scaling inference computation with "
     "collaborative verification (CoTnPoT)",
     summary="Chains of thought vote if a program made from them comes to the same answer.",
+    cost="n solutions and n short programs",
+    use="Arithmetic, when a wrong answer costs more than none.",
     fold=weighted,
 )
 def collaborative(

@@ -17,6 +17,8 @@ from anabranch.reason.registry import MaxTokens, Range, Samples, Temperature, To
     "complexity",
     paper="Fu et al. 2022, Complexity-based prompting for multi-step reasoning, section 3",
     summary="n sampled chains of thought; those of the most steps vote.",
+    cost="n solutions side by side",
+    use="When short solutions skip what matters.",
     fold=majority,
 )
 def complexity(

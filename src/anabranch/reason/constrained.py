@@ -27,6 +27,8 @@ from anabranch.reason.resample import by_share, resampling
     "constrained",
     paper="Loula et al. 2025, Syntactic and semantic control of LLMs via sequential Monte Carlo",
     summary="n replies under a grammar, resampled so that none is favoured for a narrow way on.",
+    cost="n replies under a grammar",
+    use="When a reply must have a form, and what it says matters more than its first words.",
     fold=by_share,
 )
 def constrained(

@@ -35,6 +35,8 @@ TURN = 32
     "critical_questions",
     paper="Castagna et al. 2024, Critical-questions-of-thought, section 3",
     summary="A plan is rewritten until it passes most of eight critical questions, then followed.",
+    cost="a plan, eight short questions a round, 1 solution",
+    use="Problems that go wrong in the approach rather than in a step.",
     fold=majority,
 )
 def critical_questions(

@@ -37,6 +37,8 @@ CHECK = "Check that line by line: recompute each, and say which is the first tha
     paper="Zhong et al. 2025, Solve-detect-verify: inference-time scaling with flexible generative "
     "verifier, section 3",
     summary="Stops a solution once complete; quick checks decide if they agree, else a slow one.",
+    cost="1 to 2 solutions, quick checks of a token each",
+    use="Models that go on and on after they have found the answer.",
     fold=latest,
 )
 def detect_and_verify(

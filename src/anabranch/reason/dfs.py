@@ -29,6 +29,8 @@ from anabranch.reason.registry import (
     "dfs",
     paper="Yao et al. 2023, Tree of thoughts: deliberate problem solving, algorithm 2",
     summary="The best rated continuation first, back to the next best where all look bad.",
+    cost="as few as depth x fanout steps, more with every way back",
+    use="Puzzles where a dead end shows soon.",
     fold=by_rating,
 )
 def dfs(

@@ -26,6 +26,8 @@ from anabranch.reason.turns import begin, replies
     "divide",
     paper="Meng et al. 2024, Divide and conquer for large language models reasoning, section 3",
     summary="A few samples; where they disagree, many more that see what these came to.",
+    cost="few solutions where they agree, else many",
+    use="Instead of vote, when a budget must last for many problems.",
     fold=majority,
 )
 def divide(

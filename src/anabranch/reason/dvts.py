@@ -25,6 +25,8 @@ from anabranch.reason.registry import (
     "dvts",
     paper="Beeching, Tunstall and Rush 2024, Scaling test-time compute with open models",
     summary="`groups` trees grow apart; each keeps the best rated of `fanout` steps.",
+    cost="groups x fanout steps a level, each rated",
+    use="Instead of beam at large budgets, where one beam loses variety.",
     fold=weighted,
 )
 def dvts(

@@ -25,6 +25,8 @@ OPENED, CLOSED = "<think>", "</think>"
     "early_exit",
     paper="An et al. 2025, Don't think longer, think wisely: optimizing thinking dynamics",
     summary="At the turns of a chain of thought its answer is probed; a stable one ends it.",
+    cost="1 solution or less, a probe at each turn",
+    use="Models that think too long.",
     fold=majority,
 )
 def early_exit(

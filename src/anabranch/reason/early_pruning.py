@@ -28,6 +28,8 @@ from anabranch.reason.registry import (
     "early_pruning",
     paper="Sun et al. 2024, Fast best-of-N decoding via speculative rejection, section 4",
     summary="n thoughts start; every step, those below a quantile of the ratings are given up.",
+    cost="n solutions begun, a few finished",
+    use="Instead of best or weighted with n of 16 and more.",
     fold=by_rating,
 )
 def early_pruning(

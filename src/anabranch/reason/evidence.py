@@ -22,6 +22,8 @@ _QUOTE_END = re.compile(r"[.!?]\s|\n")
     "evidence",
     paper="Parvez 2024, Evidence to generate (E2G): a single-agent two-step prompting, section 2",
     summary="The problem is quoted, to the letter; the answer comes from the quotes alone.",
+    cost="1 quotation and 1 short solution",
+    use="Long texts of which little matters.",
     fold=majority,
 )
 def evidence(

@@ -25,6 +25,8 @@ RELATION = (
     "exclude",
     paper="Tong et al. 2023, Eliminating reasoning via inferring with planning, section 3",
     summary="Answers whose implications contradict the problem are excluded; the rest are weighed.",
+    cost="1 idea, 1 implication and 1 rating an answer",
+    use="Few possible answers, such as multiple choice.",
     fold=majority,
 )
 def exclude(

@@ -26,6 +26,8 @@ ROLES = (
     "experts",
     paper="Hinton 2002, Training products of experts by minimizing contrastive divergence",
     summary="One text by several instructions at once: a word must seem right to each.",
+    cost="a row of the batch for each instruction, one text",
+    use="When several instructions must hold at once.",
     fold=majority,
 )
 def experts(

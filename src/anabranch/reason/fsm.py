@@ -53,6 +53,8 @@ async def automaton(
     paper="Wang et al. 2024, FSM: a finite state machine based zero-shot prompting paradigm for "
     "multi-hop question answering, section 3",
     summary="Asks itself one smaller question at a time, until the answers suffice for the whole.",
+    cost="1 short solution a question",
+    use="Questions over several facts.",
     fold=latest,
 )
 def fsm(

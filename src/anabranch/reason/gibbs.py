@@ -79,6 +79,8 @@ class Particle(Thought):
     paper="Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, 2.4.3; "
     "for reasoning: Puri et al. 2025, A probabilistic inference approach to inference-time scaling",
     summary="Sweeps of a small particle filter, each with one trajectory kept from the last.",
+    cost="sweeps x n solutions, most of their steps shared",
+    use="Instead of particles, when memory bounds n but time does not.",
     fold=by_share,
 )
 def gibbs(

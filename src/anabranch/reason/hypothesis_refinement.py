@@ -25,6 +25,8 @@ APPLY = "Rule: {rule}\n\nApply this rule to the input {given}. Reply with the ou
     paper="Qiu et al. 2023, Phenomenal yet puzzling: testing inductive reasoning capabilities of "
     "language models with hypothesis refinement, section 2",
     summary="Rules are guessed from examples, tried on them, and guessed anew from what they miss.",
+    cost="n short rules a round",
+    use="Rules to be found from examples.",
     fold=majority,
 )
 def hypothesis_refinement(

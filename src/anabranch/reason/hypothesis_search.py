@@ -23,6 +23,8 @@ IDEA = "Which rule turns each input into its output? Say it in one sentence."
     "hypothesis_search",
     paper="Wang et al. 2023, Hypothesis search: Inductive reasoning with language models",
     summary="Rules in words, programs for each of the best; those that fit all examples vote.",
+    cost="n rules in words, programs for the best",
+    use="Rules to be found from examples, too hard to be written down at once.",
     fold=majority,
 )
 def hypothesis_search(

@@ -49,6 +49,8 @@ MAX_SENTENCES = 64
     "linc",
     paper="Olausson et al. 2023, LINC: Combining language models with first-order logic provers",
     summary="The text is translated into logic, a prover decides, and translations vote.",
+    cost="n short translations; a prover of no tokens",
+    use="Deduction from stated facts and rules.",
     fold=majority,
 )
 def linc(

@@ -76,6 +76,8 @@ class Tree:
     "mcts",
     paper="Chen et al. 2024, AlphaMath almost zero: process supervision without process, section 3",
     summary="Monte Carlo tree search: steps that promise much and were tried little come next.",
+    cost="rounds x fanout steps, each rated",
+    use="With a judge of steps and a budget of many steps; stop it at any time.",
     fold=by_value,
 )
 def mcts(

@@ -21,6 +21,8 @@ from anabranch.reason.registry import MaxTokens, Samples, Temperature, strategy
     "medprompt",
     paper="Nori et al. 2023, Can generalist foundation models outcompete special-purpose tuning?",
     summary="Votes over shuffled options, so that none wins by its place.",
+    cost="n solutions side by side",
+    use="Multiple choice.",
     fold=majority,
 )
 def medprompt(

@@ -43,6 +43,8 @@ class Place:
     "narrated",
     paper="Zhang et al. 2023, Autonomous tree-search ability of large language models",
     summary="One text that tells a depth-first or breadth-first search; only ideas are free.",
+    cost="1 long text",
+    use="Small puzzles, on models that follow long forms.",
     fold=majority,
 )
 def narrated(

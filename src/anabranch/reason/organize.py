@@ -20,6 +20,8 @@ ASKED = "Is this needed to answer the question? Reply Yes or No.\nQuestion: {}\n
     "organize",
     paper="Liu et al. 2023, Concise and organized perception facilitates reasoning, section 3",
     summary="What the question does not lead back to is left out, the rest put in order.",
+    cost="1 listing and 1 solution",
+    use="Facts in disorder with some beside the point.",
     fold=majority,
 )
 def organize(

@@ -16,6 +16,8 @@ from anabranch.tools.python import python
     "pal",
     paper="Gao et al. 2022, PAL: Program-aided language models",
     summary="Python programs, run in a sandbox; the answer that most of them print.",
+    cost="n short programs; running them takes no tokens",
+    use="Whatever can be computed: arithmetic, counting, dates.",
     fold=majority,
 )
 def pal(

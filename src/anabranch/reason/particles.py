@@ -28,6 +28,8 @@ from anabranch.reason.resample import POTENTIALS, by_share, judged, resampling
     "particles",
     paper="Puri et al. 2025, A probabilistic inference approach to inference-time scaling, sec. 3",
     summary="n thoughts, resampled after every step in proportion to what a judge gives them.",
+    cost="n steps a level, each rated",
+    use="With a judge of steps that is no more than a hint: the spread is kept.",
     fold=by_share,
 )
 def particles(

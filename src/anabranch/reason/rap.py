@@ -51,6 +51,8 @@ ASK = "Is this a right and useful step? Answer yes or no: "
     "rap",
     paper="Hao et al. 2023, Reasoning with language model is planning with world model, section 3",
     summary="Tree search over actions; the model also predicts, and doubts, what they lead to.",
+    cost="rounds x fanout actions, each with a predicted state",
+    use="Puzzles whose states can be told in words.",
     fold=by_value,
 )
 def rap(

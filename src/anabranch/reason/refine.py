@@ -16,6 +16,8 @@ from anabranch.reason.registry import MaxTokens, Rounds, Share, Temperature, str
     "refine",
     paper="Madaan et al. 2023, Self-refine: iterative refinement with self-feedback, section 2",
     summary="A solution is criticised and rewritten until the model finds no fault in it.",
+    cost="2 to 1 + rounds solutions, with criticism between",
+    use="With a judge that knows, such as checker; small models seldom see their own faults.",
     fold=latest,
 )
 def refine(

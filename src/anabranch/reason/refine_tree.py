@@ -29,6 +29,8 @@ from anabranch.reason.turns import remark_on
     "refine_tree",
     paper="Cheng et al. 2024, SPaR: self-play with tree-search refinement, section 2.3",
     summary="A tree of revisions, searched in breadth or in depth until one is found right.",
+    cost="up to rounds x fanout solutions",
+    use="As refine, when one line of revisions gets stuck.",
     fold=by_rating,
 )
 def refine_tree(

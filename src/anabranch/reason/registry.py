@@ -46,14 +46,16 @@ _STRATEGIES = Registry("strategy", "anabranch.reason")
 
 
 def strategy(
-    name: str, *, paper: str, summary: str, fold: Fold
+    name: str, *, paper: str, summary: str, cost: str, use: str, fold: Fold
 ) -> Callable[[Callable[..., Strategy]], Callable[..., Strategy]]:
     """Register a factory of strategies.
 
     Args:
+        cost: what it computes, in its parameters, solutions and steps.
+        use: when to take it.
         fold: how its candidates become one answer.
     """
-    return _STRATEGIES.register(name, paper=paper, summary=summary, fold=fold)
+    return _STRATEGIES.register(name, paper=paper, summary=summary, cost=cost, use=use, fold=fold)
 
 
 def strategies() -> list[Entry]:

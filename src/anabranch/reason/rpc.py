@@ -24,6 +24,8 @@ _LEAST = 1e-300
     "rpc",
     paper="Zhou et al. 2025, Bridging internal probability and self-consistency, section 4",
     summary="n chains; an answer weighs the probabilities of its distinct texts, poor ones pruned.",
+    cost="n solutions side by side",
+    use="Instead of vote at small n.",
     fold=by_share,
 )
 def rpc(

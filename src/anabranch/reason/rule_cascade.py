@@ -24,6 +24,8 @@ FILTERS = (
     "rule_cascade",
     paper="Yang et al. 2022, Language models as inductive reasoners, section 4",
     summary="Rules are proposed and sifted by four tests; the answer is reasoned from those left.",
+    cost="n rules, four short tests each, 1 solution",
+    use="Facts in words from which a general rule must be drawn.",
     fold=majority,
 )
 def rule_cascade(

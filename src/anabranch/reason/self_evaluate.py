@@ -22,6 +22,8 @@ START_OVER = "Would starting over give a better solution than that? Reply Yes or
     paper="Manvi et al. 2024, Adaptive inference-time compute: LLMs can predict if they can do "
     "better, even mid-generation, sections 3 and 4",
     summary="Of n beginnings the model prunes most, and finishes the rest until one satisfies it.",
+    cost="n beginnings, few finished",
+    use="Models that can tell a bad beginning.",
     fold=by_rating,
 )
 def self_evaluate(

@@ -16,6 +16,8 @@ from anabranch.reason.resample import by_share, resampling
     "sharpen",
     paper="Karan and Du 2025, Reasoning with sampling: your base model is smarter than you think",
     summary="n thoughts from the model's distribution over texts to the power alpha.",
+    cost="n texts, each word in two rows of the batch",
+    use="Models whose likelihood means more than their judgement.",
     fold=by_share,
 )
 def sharpen(

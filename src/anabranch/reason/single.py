@@ -14,6 +14,8 @@ from anabranch.reason.registry import MaxTokens, Temperature, TopP, strategy
     "single",
     paper="Wei et al. 2022, Chain-of-thought prompting, section 2; Kojima et al. 2022, section 3",
     summary="One chain of thought; by default the most likely token at every step.",
+    cost="1 solution",
+    use="The base line; enough where it is nearly always right.",
     fold=majority,
 )
 def single(

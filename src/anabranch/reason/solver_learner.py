@@ -17,6 +17,8 @@ from anabranch.reason.registry import MaxTokens, Retries, Samples, Temperature, 
     paper="Cheng et al. 2024, Inductive or deductive? Rethinking the fundamental reasoning "
     "abilities of LLMs (SolverLearner)",
     summary="Examples `a -> b`: functions that fit them all are run on what is asked, and vote.",
+    cost="n short programs; running them takes no tokens",
+    use="Functions to be found from examples.",
     fold=majority,
 )
 def solver_learner(

@@ -34,6 +34,8 @@ GRADE = "How good is the last step of that, from 0 (wrong) to 9 (right and usefu
     paper="Pan et al. 2025, SpecReason: fast and accurate inference-time compute via speculative "
     "reasoning, section 4",
     summary="A small model drafts each step; the large one grades it, and rewrites what is poor.",
+    cost="1 solution, most of it by the small model",
+    use="A large model, slow on this machine, beside a small one of the same kind.",
     fold=majority,
 )
 def spec_reason(

@@ -21,6 +21,8 @@ MISSING = "Is a condition missing? Reply Yes or No."
     "syzygy",
     paper="Li et al. 2025, Syzygy of thoughts: improving LLM CoT with the minimal free resolution",
     summary="Conditions that a solution needs are stated, related, and cut to the fewest that do.",
+    cost="1 list of conditions, its relations, 1 solution",
+    use="Problems of many conditions.",
     fold=majority,
 )
 def syzygy(

@@ -43,6 +43,8 @@ CONSTRAINTS = (
     "tactics",
     paper="Yang et al. 2024, Can LLMs reason in the wild with programs?",
     summary="A program, equations, logic, constraints or words: what suits the problem solves it.",
+    cost="1 choice and 1 program or solution",
+    use="Problems of all kinds, mixed.",
     fold=majority,
 )
 def tactics(

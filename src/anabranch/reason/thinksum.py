@@ -31,6 +31,8 @@ CUE = "\nThe answer is"
     "thinksum",
     paper="Ozturkler et al. 2023, ThinkSum: probabilistic reasoning over sets, section 3",
     summary="n short thoughts; each says how likely every option is, and that is summed outside.",
+    cost="n short thoughts, each option scored under each",
+    use="Few possible answers, none of which can be computed.",
     fold=by_share,
 )
 def thinksum(

@@ -14,6 +14,8 @@ from anabranch.reason.registry import MaxTokens, Samples, Temperature, TopP, str
     "vote",
     paper="Wang et al. 2022, Self-consistency improves chain of thought reasoning, section 2",
     summary="n sampled chains of thought; the answer that most of them reach.",
+    cost="n solutions side by side; the prompt is computed once",
+    use="The first thing to try where answers can be compared.",
     fold=majority,
 )
 def vote(

@@ -14,6 +14,8 @@ from anabranch.reason.registry import JudgedBy, MaxTokens, Samples, Temperature,
     "weighted",
     paper="Li et al. 2023, Making language models better reasoners with step-aware verifier, 3.2",
     summary="n sampled chains of thought; every vote weighs what a judge gives it.",
+    cost="n solutions, each rated",
+    use="Instead of vote, with a judge of whole solutions.",
     fold=folds.weighted,
 )
 def weighted(

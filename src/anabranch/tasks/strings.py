@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Annotated
 
+from anabranch.program.registry import Range
 from anabranch.program.types import Problem
 from anabranch.tasks.registry import Make, Posed, task
+from anabranch.tasks.steps import numbered
 
-_WORDS = (
+WORDS = (
     *("river", "stone", "garden", "window", "pencil", "bridge"),
     *("market", "forest", "candle", "silver", "planet", "bottle"),
 )
-_OPERATIONS: list[tuple[str, Callable[[str], str]]] = [
+OPERATIONS: list[tuple[str, Callable[[str], str]]] = [
     ("write it backwards", lambda w: w[::-1]),
     ("remove its first letter", lambda w: w[1:]),
     ("remove its last letter", lambda w: w[:-1]),
@@ -25,15 +28,25 @@ _OPERATIONS: list[tuple[str, Callable[[str], str]]] = [
 @task(
     "strings",
     paper="Fujisawa et al. 2024, ProcBench: Benchmark for multi-step reasoning, section 3",
-    summary="Two operations on the letters of a word.",
+    summary="So many operations on the letters of a word.",
+    difficulty="operations",
+    counts="operations, one after the other",
+    added=("operations",),
 )
-def strings() -> Make:
+def strings(*, operations: Annotated[int, Range(2, 6)] = 2) -> Make:
     """The steps are given, so only carrying them out can go wrong."""
 
     def make(rng: random.Random) -> Posed:
-        word = rng.choice(_WORDS)
-        (first, one), (second, two) = rng.sample(_OPERATIONS, 2)
-        text = f'Take the word "{word}". First {first}. Then {second}. What word do you get?'
-        return Posed(Problem(text, kind="text"), two(one(word)))
+        word = rng.choice(WORDS)
+        chosen = rng.sample(OPERATIONS, operations)
+        states = []
+        for _, do in chosen:
+            states.append(do(states[-1] if states else word))
+        first, *others = (name for name, _ in chosen)
+        orders = " ".join([f"First {first}.", *(f"Then {name}." for name in others)])
+        text = f'Take the word "{word}". {orders} What word do you get?'
+        steps = tuple(f"Step {i}: {state}" for i, state in enumerate(states, 1))
+        follow = numbered(states)
+        return Posed(Problem(text, kind="text"), states[-1], steps, follow=follow)
 
     return make

@@ -28,7 +28,7 @@ from anabranch.program.types import Problem, Thought
 MAX_LINE = 4 << 20
 """Longest line of a file of records, in bytes."""
 
-KINDS = ("auto", "number", "choice", "text")
+KINDS = ("auto", "number", "choice", "text", "exact", "whole")
 
 RootOf = Callable[[Problem, Run], Branch]
 """Opens the branch that asks a problem."""
