@@ -18,16 +18,16 @@ STRATEGIES = {
 }
 """Samples of each, and how much likelier right they are."""
 
-TASKS = {"arithmetic": (1, 2, 3, 4), "deduction": (2, 4, 8), "strings": ()}
-"""Levels of difficulty of each."""
+TASKS = {f"arithmetic(digits={n})": 1.0 * n for n in (1, 2, 3, 4)}
+TASKS |= {f"deduction(hops={n})": 1.0 * n for n in (1, 2, 4)} | {"own": None}
+"""Their difficulty."""
 
 
 def attempts(problems: int = 30, seeds: int = 1, take: str = "", noise: int = 0) -> list[Attempt]:
     """Every strategy on every problem; `noise` changes what is drawn."""
     found = []
-    for task, levels in TASKS.items():
+    for task, difficulty in TASKS.items():
         for problem in range(problems):
-            difficulty = float(levels[problem % len(levels)]) if levels else None
             rng = random.Random(f"{task} {problem}")
             chance = 0.95 ** (6 * difficulty) if difficulty else rng.betavariate(1, 1.5)
             for strategy, (count, gain) in STRATEGIES.items():

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from anabranch.bench import plots, report
 from anabranch.bench.analyses import analyse, findings, paired
-from anabranch.bench.attempts import Attempt, Attempts, Sample
+from anabranch.bench.attempts import Attempt, Attempts, Sample, series
 from anabranch.bench.intervals import Difference, Estimate
+from anabranch.bench.records import Records, Row, Settings
 from anabranch.bench.report import write_report
 from anabranch.bench.tables import Table, written
+from anabranch.cli.main import app
 from anabranch.errors import InputError, ResourceError
 from anabranch.program.trace import Trace
 from anabranch.program.types import Usage
 from tests.attempts import STRATEGIES, TASKS, attempts
 
 
-def tables(*, problems: int = 24, seeds: int = 1) -> dict[str, Table]:
-    return {table.key: table for table in analyse(Attempts(attempts(problems, seeds)))}
+def tables(problems: int) -> dict[str, Table]:
+    return {table.key: table for table in analyse(Attempts(attempts(problems)))}
 
 
 def column(table: Table, name: str) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def test_pairs_are_of_the_same_problem_and_seed() -> None:
 
 
 def test_every_analysis_speaks_of_runs_that_have_it_all_and_is_silent_otherwise() -> None:
-    twice = attempts(24, 2) + attempts(24, 1, take="again", noise=1)
+    twice = attempts(8, 2) + attempts(8, 1, take="again", noise=1)
     full = [table.key for table in analyse(Attempts(twice))]
     assert full == [
         "conditions", "tasks", "coverage", "calibration", "retries", "complexity", "optimal",
@@ -76,7 +80,7 @@ def test_every_analysis_speaks_of_runs_that_have_it_all_and_is_silent_otherwise(
 
 
 def test_what_the_simulation_put_in_comes_out() -> None:
-    found = tables(problems=60)
+    found = tables(24)
     limits = {row[0]: row for row in found["coverage"].rows}
     for worst, mean, majority, best in (row[2:6] for row in limits.values()):
         assert worst <= mean <= best
@@ -134,6 +138,67 @@ def test_cells_for_readers_and_for_programs() -> None:
     assert written("a-b", "text") == "a-b"
 
 
+def test_tasks_that_differ_in_difficulty_alone_are_one_curve() -> None:
+    runs = [run for n in (2, 4, 8) for run in tried("a", [n < 8] * 4, difficulty=float(n))]
+    tasks = [f"arithmetic(digits={n})" for n in (2, 4, 8) for _ in range(4)]
+    runs = [replace(run, task=task) for run, task in zip(runs, tasks, strict=True)]
+    runs += [replace(run, task="own file", difficulty=None) for run in runs[:2]]
+    found = next(table for table in analyse(Attempts(runs)) if table.key == "complexity")
+    ((task, name, levels, easiest, hardest, collapse, _),) = found.rows
+    assert (task, name, levels, easiest.value, hardest.value) == ("arithmetic", "a", 3, 1, 0)
+    assert collapse == 6  # straight between 4, all right, and 8, none
+
+
+def test_parameters_other_than_difficulty_keep_series_apart() -> None:
+    assert series("needles(words=100, needles=2)") == series("needles(words=900, needles=2)")
+    assert series("needles(words=100, needles=2)") != series("needles(words=100, needles=3)")
+    assert series("no such task") == "no such task"
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def kept(path: Path, right: Sequence[bool], text: str = "abc") -> Path:
+    """Records of one condition."""
+    settings = Settings("toy", "f", None, "single()", None, "copy(digits=4)", 0, "1")
+    with Records(path, create=True) as records:
+        condition, session = records.condition(settings), records.begin({"cores": 2, "system": "x"})
+        for i, r in enumerate(right):
+            answer = "1" if r else "0"
+            row = Row(i, 0, "d", "q", "1", answer, text, float(r), usage=Usage(sampled_tokens=9))
+            records.add(condition, session, row)
+    return path
+
+
+def test_the_command_writes_a_report_of_records(tmp_path: Path) -> None:
+    file, out = kept(tmp_path / "a.db", [True, True, False]), tmp_path / "out"
+    done = CliRunner().invoke(app, ["report", str(file), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "66.7% (" in done.stdout
+    assert "single() is right most often" in done.stdout
+    assert str(out / "report.html") in done.stdout
+    assert json.loads((out / "report.json").read_text())["provenance"]["cores"] == "2"
+
+
+def test_several_records_are_takes_of_the_same_runs(tmp_path: Path) -> None:
+    files = [
+        kept(tmp_path / "a.db", [True, True, False]),
+        kept(tmp_path / "b.db", [True, False, False], "abX"),
+    ]
+    done = CliRunner().invoke(app, ["report", *map(str, files), "--json"])
+    told = json.loads(done.stdout)["tables"]
+    (row,) = told["repeats"]
+    assert (row["runs"], row["identical"], row["parts at"]) == (3, 0, 2)
+    assert row["flips"] == pytest.approx(1 / 3)
+    assert told["conditions"][0]["problems"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.db", "b.db"]
+
+
+def test_records_that_are_not_there_or_empty_are_refused(tmp_path: Path) -> None:
+    for file in (tmp_path / "absent.db", kept(tmp_path / "empty.db", [])):
+        assert CliRunner().invoke(app, ["report", str(file)]).exit_code == 2
+
+
 # ---- the page ------------------------------------------------------------------------------------
 
 HOSTILE = (
@@ -173,7 +238,7 @@ def page_of(folder: Path) -> tuple[str, Page, dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of the simulation."""
     made = tmp_path_factory.mktemp("report")
-    files = write_report(attempts(12), made, provenance={"version": "1"})
+    files = write_report(attempts(5), made, provenance={"version": "1"})
     assert [path.name for path in files] == [
         "report.html", "report.json", "frontier.png", "frontier.svg",
     ]  # fmt: skip
@@ -181,7 +246,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_hostile_output_is_shown_and_never_acts(tmp_path: Path) -> None:
-    runs = attempts(12)
+    runs = attempts(5)
     bad = Sample(HOSTILE, False, HOSTILE, 0.5, 3)
     runs += [
         replace(
@@ -224,7 +289,7 @@ def test_the_page_needs_nothing_else_and_allows_no_other_script(folder: Path) ->
 
 
 def test_figures_take_their_colours_from_the_page() -> None:
-    figure = plots.coverages(Attempts(attempts(12)))
+    figure = plots.coverages(Attempts(attempts(5)))
     assert figure is not None
     text = plots.inline(figure, "x", "Coverage")
     assert "var(--c0)" in text
@@ -236,7 +301,7 @@ def test_figures_take_their_colours_from_the_page() -> None:
 
 
 def test_the_same_runs_make_the_same_files(folder: Path, tmp_path: Path) -> None:
-    write_report(attempts(12), tmp_path, provenance={"version": "1"})
+    write_report(attempts(5), tmp_path, provenance={"version": "1"})
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
@@ -245,7 +310,7 @@ def test_the_same_runs_make_the_same_files(folder: Path, tmp_path: Path) -> None
 def test_json_has_what_the_tables_have(folder: Path) -> None:
     found = json.loads((folder / "report.json").read_text())
     assert found["provenance"] == {"version": "1"}
-    assert set(found["tables"]) == set(tables(problems=12))
+    assert set(found["tables"]) == set(tables(5))
     first = found["tables"]["conditions"][0]
     assert first["condition"] == "single"
     assert set(first["accuracy"]) == {"value", "low", "high"}

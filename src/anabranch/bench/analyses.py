@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anabranch.bench import flaws, repeats
-from anabranch.bench.attempts import Attempt, Attempts, Sample, places, right, used
+from anabranch.bench.attempts import Attempt, Attempts, Sample, places, right, series, used
 from anabranch.bench.bounds import bounds
 from anabranch.bench.coverage import PowerLaw, fit_power_law, ks, pass_at_k
 from anabranch.bench.curves import Level, against_length, by_level, collapse, per_move
@@ -321,9 +321,9 @@ def _solve_rates(own: Sequence[Attempt]) -> list[float]:
 # ---- difficulty ----------------------------------------------------------------------------------
 
 
-def by_difficulty(own: Sequence[Attempt], task: str) -> list[Level]:
-    """Accuracy by the task's own difficulty; empty where it has fewer than two levels."""
-    known = [a for a in own if a.task == task and a.difficulty is not None]
+def by_difficulty(own: Sequence[Attempt], name: str) -> list[Level]:
+    """Accuracy in a series of tasks by their difficulty; empty with fewer than two levels."""
+    known = [a for a in own if a.difficulty is not None and series(a.task) == name]
     if len({attempt.difficulty for attempt in known}) < 2:
         return []
     at = [attempt.difficulty for attempt in known]
@@ -333,12 +333,14 @@ def by_difficulty(own: Sequence[Attempt], task: str) -> list[Level]:
 def complexity(attempts: Attempts) -> Table | None:
     """Where each condition collapses as problems grow harder."""
     rows = []
-    for task in attempts.tasks:
+    for task in attempts.series:
         for name, own in attempts.by_condition.items():
             levels = by_difficulty(own, task)
             if not levels:
                 continue
-            known = [(a.difficulty, a.right) for a in own if a.task == task and a.difficulty]
+            known = [
+                (a.difficulty, a.right) for a in own if a.difficulty and series(a.task) == task
+            ]
             single = per_move(*zip(*known, strict=True)) if levels[0].at > 0 else None
             ends = levels[0].right, levels[-1].right
             rows.append((task, name, len(levels), *ends, collapse(levels), single))

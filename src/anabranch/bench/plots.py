@@ -254,14 +254,14 @@ def calibrations(attempts: Attempts) -> Figure | None:
 
 
 def complexities(attempts: Attempts) -> Figure | None:
-    """Accuracy over difficulty, a panel a task."""
+    """Accuracy over difficulty, a panel for each series of tasks."""
     curves = {
         task: {
             name: levels
             for name, own in attempts.by_condition.items()
             if (levels := by_difficulty(own, task))
         }
-        for task in attempts.tasks
+        for task in attempts.series
     }
     curves = {task: found for task, found in curves.items() if found}
     if not curves:
