@@ -88,8 +88,8 @@ def conditions(attempts: Attempts) -> Table:
             Column(
                 "guarded",
                 "share",
-                "accuracy on one half of the problems, unless the other half disagrees: "
-                "the best of many conditions looks better than it is",
+                "accuracy on one half of the problems, or where the other half disagrees the one "
+                "there, with a little noise: the best of many conditions looks better than it is",
             ),
             Column("tokens", "count", "sampled"),
             Column("computed", "count", "tokens run through the model"),
