@@ -28,9 +28,10 @@ from typing import Any
 
 from anabranch.bench.models import check_model
 from anabranch.errors import InputError, check_range, unknown_name
-from anabranch.program.registry import REGISTRIES, Named
+from anabranch.program.registry import Named
 from anabranch.reason.registry import parse
 from anabranch.tasks.registry import Posed, problems
+from anabranch.tasks.registry import parse as parse_task
 
 MAX_BYTES = 1 << 20
 """Largest grid file."""
@@ -204,8 +205,7 @@ def _made(named: Named) -> Named:
 
 def _task(text: str, count: int, seed: int) -> Named:
     problems(text, count, seed)
-    named: Named = REGISTRIES["task"].parse(text)
-    return named
+    return parse_task(text)
 
 
 def _whole(key: str, value: object, low: int, high: int, where: Where) -> int:
