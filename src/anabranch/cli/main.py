@@ -10,6 +10,7 @@ from anabranch.cli import (  # noqa: F401
     doctor,
     judges,
     models,
+    serve,
     solve,
     strategies,
     trace,
