@@ -236,8 +236,8 @@ class Bench:
                 budget=cell.budget,
                 seed=job.seed * SEEDS + job.problem,
                 trace=trace,
-                # So that nobody's costs depend on what else is in the grid.
-                scope=job.condition.settings.digest,
+                # What a problem costs must not depend on what else is in the grid.
+                scope=f"{job.condition.settings.digest} {job.problem} {job.seed}",
                 on_start=runs.append,
             )
             row = _judged(row, posed, answer)
