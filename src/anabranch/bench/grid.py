@@ -24,6 +24,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from anabranch.bench.models import check_model
@@ -96,8 +97,11 @@ class Grid:
         return {(task, seed): problems(task, n, seed) for (task, seed), n in most.items()}
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, instead: Mapping[str, Any] = MappingProxyType({})) -> Grid:
     """The grid of a file.
+
+    Args:
+        instead: values that replace those of the file, everywhere in it.
 
     Raises:
         InputError: it cannot be read, is no TOML, or asks for what there is not; says on which
@@ -125,7 +129,10 @@ def read_grid(path: Path) -> Grid:
                     return f"{path}, line {i + 1}"
         return str(path)
 
-    return build_grid(given, where)
+    for block in (given, *(b for b in given.get("grid", ()) if isinstance(b, dict))):
+        for key in instead:
+            block.pop(key, None)
+    return build_grid({**given, **instead}, where)
 
 
 def build_grid(given: Mapping[str, Any], where: Where) -> Grid:

@@ -144,18 +144,20 @@ class Bench:
 
     def left_seconds(self) -> float | None:
         """Estimate of the wall time until all is done; None before anything is known."""
-        known = [column for column in self.columns if column.done]
-        if self._began is None or not self._spent or not known:
+        left = [self.left_seconds_of(column) for column in self.columns]
+        known = [seconds for seconds in left if seconds is not None]
+        return sum(known) if known else None
+
+    def left_seconds_of(self, column: Column) -> float | None:
+        """Likewise, of the wall time that one column will take of it."""
+        done = sum(c.done for c in self.columns)
+        if self._began is None or not self._spent or not done or column.skipped:
             return None
-        # Wall time per second of the machine: less than 1 where problems share passes unevenly,
-        # more where programs do other things than passes.
+        # More than 1 where programs do other things than passes.
         scale = (time.monotonic() - self._began) / self._spent
-        mean = sum(c.seconds for c in known) / sum(c.done for c in known)
-        return scale * sum(
-            (column.total - column.done) * (column.seconds / column.done if column.done else mean)
-            for column in self.columns
-            if not column.skipped
-        )
+        mean = sum(c.seconds for c in self.columns) / done
+        each = column.seconds / column.done if column.done else mean
+        return scale * each * (column.total - column.done)
 
     def _jobs(self, lm: LM, columns: Sequence[Column]) -> list[Job]:
         """What is left to do, so ordered that all columns grow together and prompts are shared."""

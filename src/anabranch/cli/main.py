@@ -6,6 +6,7 @@ import os
 import sys
 
 from anabranch.cli import (  # noqa: F401
+    bench,
     chat,
     doctor,
     judges,
