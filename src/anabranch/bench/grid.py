@@ -129,13 +129,12 @@ def read_grid(path: Path, instead: Mapping[str, Any] = MappingProxyType({})) -> 
                     return f"{path}, line {i + 1}"
         return str(path)
 
-    for block in (given, *(b for b in given.get("grid", ()) if isinstance(b, dict))):
-        for key in instead:
-            block.pop(key, None)
-    return build_grid({**given, **instead}, where)
+    return build_grid(given, where, instead)
 
 
-def build_grid(given: Mapping[str, Any], where: Where) -> Grid:
+def build_grid(
+    given: Mapping[str, Any], where: Where, instead: Mapping[str, Any] = MappingProxyType({})
+) -> Grid:
     """The grid of a table such as `read_grid` reads.
 
     Raises:
@@ -150,7 +149,7 @@ def build_grid(given: Mapping[str, Any], where: Where) -> Grid:
         for key in (*common, *block):
             if key not in KEYS:
                 raise _at(where(key, key), unknown_name("key", key, (*KEYS, "grid")))
-        for cell in _cells({**DEFAULTS, **common, **block}, where):
+        for cell in _cells({**DEFAULTS, **common, **block, **instead}, where):
             twin = cells.get(cell.key, cell)
             cells[cell.key] = replace(
                 cell,
