@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.bench.optimal import choose, frontier
+from anabranch.bench.optimal import _Runs, choose, frontier
 from anabranch.errors import InputError
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
@@ -67,6 +68,48 @@ def test_a_budget_bounds_what_is_chosen() -> None:
     poor = choose(**table, budget=100)
     assert poor is not None
     assert {choice.condition for choice in poor.choices} == {"vote"}
+
+
+def test_easy_problems_pay_for_hard_ones() -> None:
+    """The dear condition fits the budget on half of the problems."""
+    found = choose(**runs(200), budget=5000)
+    assert found is not None
+    assert [choice.condition for choice in found.choices] == ["vote", "dear"]
+    assert found.fixed == "beam"
+    assert found.tokens == pytest.approx(4550)
+    assert found.gain.low > 0.2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_choice_by_level_is_never_worse_than_one_for_all_and_near_the_best(seed: int) -> None:
+    """Every assignment of 4 conditions to 3 levels, by brute force."""
+    draws = np.random.default_rng(seed)
+    cost, chance = draws.integers(1, 100, (4, 3)), draws.random((4, 3))
+    cells = list(itertools.product(range(4), range(3), range(5)))
+    right = [draws.random() < chance[c, level] for c, level, _ in cells]
+    accuracy = np.reshape(right, (4, 3, 5)).mean(2)
+    budget = float(draws.uniform(20, 80))
+    columns = [np.array(column) for column in zip(*cells, strict=True)]
+    runs = _Runs(
+        columns[0], columns[1], cost[columns[0], columns[1]].astype(float),
+        np.array(right, float), 4, 3,
+    )  # fmt: skip
+    found = runs.chosen(np.ones(60, np.bool_), budget)
+    levels = np.arange(3)
+    values = {
+        pick: (accuracy[pick, levels].mean(), cost[pick, levels].mean())
+        for pick in itertools.product(range(4), repeat=3)
+    }
+    fixed = [values[c, c, c] for c in range(4) if values[c, c, c][1] <= budget]
+    if found is None:
+        assert not fixed
+        return
+    got, spent = values[tuple(found.by_level.tolist())]
+    assert spent <= budget
+    assert got >= max(value for value, _ in fixed) - 1e-12
+    # The hull leaves at most one step of one level unbought.
+    best = max(value for value, price in values.values() if price <= budget)
+    assert got >= best - 1 / 3 - 1e-12
 
 
 def test_what_is_held_out_takes_no_part_in_choosing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from anabranch.bench.top_two import TopTwo, top_two
 from anabranch.errors import InputError
+from anabranch.program.registry import Named
 from anabranch.program.types import Usage
+from anabranch.tasks import registry as tasks
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Attempts:
         all: every attempt, the first take of each run.
         by_condition: the same, by the condition's label, in order of first occurrence.
         tasks: in order of first occurrence.
+        series: tasks that differ in difficulty alone are one, in order of first occurrence.
         takes: by name, all attempts of each.
     """
 
@@ -100,6 +103,7 @@ class Attempts:
             first.setdefault(attempt.run, attempt)
         self.all = list(first.values())
         self.tasks = list(dict.fromkeys(attempt.task for attempt in self.all))
+        self.series = list(dict.fromkeys(map(series, self.tasks)))
         self._several_models = len({attempt.model for attempt in self.all}) > 1
         self.by_condition: dict[str, list[Attempt]] = {}
         for attempt in self.all:
@@ -139,6 +143,21 @@ class Attempts:
         for attempt in self.all:
             found.setdefault(attempt.place, []).append(attempt)
         return found
+
+
+@cache
+def series(task: str) -> str:
+    """The task without the parameter that makes it harder: what is the same at all difficulties.
+
+    One that is not known here, as from a file of the user's own, is a series of its own.
+    """
+    try:
+        named = tasks.parse(task)
+    except InputError:
+        return task
+    harder = tasks.difficulty(named.entry)
+    others = {k: v for k, v in named.values.items() if harder is None or k != harder.name}
+    return str(Named(named.entry, others)).removesuffix("()")
 
 
 def right(attempts: Sequence[Attempt]) -> npt.NDArray[np.bool_]:

@@ -36,12 +36,12 @@ class Choice:
 
     Attributes:
         level: of difficulty.
-        condition: the most accurate within the budget on all problems; None when none is.
+        condition: chosen on all problems, to be used on new ones.
         held_out: accuracy on problems that did not take part in choosing.
     """
 
     level: int
-    condition: str | None
+    condition: str
     held_out: Estimate | None
 
 
@@ -77,9 +77,9 @@ def choose(
 ) -> Optimal | None:
     """The compute-optimal choice per difficulty, tested on held-out problems.
 
-    For each level, the most accurate condition whose mean tokens there fit the budget, ties to the
-    cheaper one (Snell et al. 2024, Scaling LLM test-time compute optimally, section 3.2; cross-
-    fitted in two folds as there). Departure: a budget bounds mean tokens, not how many samples.
+    (Snell et al. 2024, Scaling LLM test-time compute optimally, section 3.2; cross-fitted in two
+    folds as there.) Departure: the budget is of mean tokens over all problems, so easy ones may
+    pay for hard ones, where the paper gives every problem the same number of samples.
 
     Args:
         conditions, problems, levels, tokens, right: `[n]` runs; levels are whole numbers, and a
@@ -88,7 +88,7 @@ def choose(
         folds: parts of the problems; each is held out once.
 
     Returns:
-        None when no single condition fits the budget everywhere.
+        None when no single condition fits the budget on all problems, or on all but one fold.
 
     Raises:
         InputError: fewer problems than folds.
@@ -102,43 +102,31 @@ def choose(
     if count < folds:
         raise InputError("too few problems to hold some out", got=count, allowed=f"{folds} or more")
     tokens, right = np.asarray(tokens, np.float64), np.asarray(right, np.float64)
-    fold = (np.random.default_rng(seed).permutation(count) % folds)[which]
-    runs = _Runs(where, levels, tokens, right, len(names), budget)
-    everything = np.ones(len(where), np.bool_)
-    fixed = runs.best(everything)
-    if fixed is None:
+    level_names, level_of = np.unique(levels, return_inverse=True)
+    runs = _Runs(where, level_of, tokens, right, len(names), len(level_names))
+    final = runs.chosen(np.ones(len(where), np.bool_), budget)
+    if final is None:
         return None
-    # How each run fares if its condition is the one that the other folds chose for it.
+    fold = (np.random.default_rng(seed).permutation(count) % folds)[which]
     by_level, single = np.zeros(len(where), np.bool_), np.zeros(len(where), np.bool_)
     for k in range(folds):
-        seen, tested = fold != k, fold == k
-        alone = runs.best(seen)
-        single |= tested & (where == (fixed if alone is None else alone))
-        for level in np.unique(levels):
-            chosen = runs.best(seen & (levels == level))
-            chosen = alone if chosen is None else chosen
-            by_level |= (
-                tested & (levels == level) & (where == (fixed if chosen is None else chosen))
-            )
+        found = runs.chosen(fold != k, budget)
+        if found is None:
+            return None
+        by_level |= (fold == k) & (where == found.by_level[level_of])
+        single |= (fold == k) & (where == found.fixed)
     ours, base = _means(by_level, which, right, count), _means(single, which, right, count)
     both = ~np.isnan(ours) & ~np.isnan(base)
     if not both.any():
         return None
     choices = []
-    for level in np.unique(levels):
-        own = levels == level
-        best = runs.best(own)
-        tested = own & by_level
-        choices.append(
-            Choice(
-                int(level),
-                None if best is None else names[best],
-                share(right[tested], which[tested]) if tested.any() else None,
-            )
-        )
+    for i, level in enumerate(level_names):
+        tested = by_level & (level_of == i)
+        accuracy = share(right[tested], which[tested]) if tested.any() else None
+        choices.append(Choice(int(level), names[final.by_level[i]], accuracy))
     return Optimal(
         tuple(choices),
-        names[fixed],
+        names[final.fixed],
         share(right[by_level], which[by_level]),
         float(tokens[by_level].mean()),
         difference(ours[both], base[both]),
@@ -146,24 +134,63 @@ def choose(
 
 
 @dataclass(frozen=True)
+class _Chosen:
+    """Conditions by level, and the best one for all levels."""
+
+    by_level: I64
+    fixed: int
+
+
+@dataclass(frozen=True)
 class _Runs:
     """Runs, as columns."""
 
     where: I64
-    levels: I64
+    level_of: I64
     tokens: F64
     right: F64
     conditions: int
-    budget: float
+    levels: int
 
-    def best(self, among: npt.NDArray[np.bool_]) -> int | None:
-        """The most accurate condition within the budget on these runs."""
-        found = []
-        for i in range(self.conditions):
-            own = among & (self.where == i)
-            if own.any() and (cost := self.tokens[own].mean()) <= self.budget:
-                found.append((-self.right[own].mean(), cost, i))
-        return min(found)[2] if found else None
+    def chosen(self, among: npt.NDArray[np.bool_], budget: float) -> _Chosen | None:
+        """The most accurate conditions whose mean tokens on these runs fit the budget, ties to the
+        cheaper; None when no single condition does."""
+        cell = self.where[among] * self.levels + self.level_of[among]
+        shape, size = (self.conditions, self.levels), self.conditions * self.levels
+        runs = np.bincount(cell, minlength=size).reshape(shape)
+        right = np.bincount(cell, self.right[among], size).reshape(shape) / np.maximum(runs, 1)
+        cost = np.bincount(cell, self.tokens[among], size).reshape(shape) / np.maximum(runs, 1)
+        weights = runs.sum(0) / runs.sum()
+        complete = np.all(runs[:, weights > 0] > 0, axis=1)  # ran at every level there is
+        fixed_cost, fixed_right = cost @ weights, right @ weights
+        fits = [i for i in range(self.conditions) if complete[i] and fixed_cost[i] <= budget]
+        if not fits:
+            return None
+        fixed = min(fits, key=lambda i: (-fixed_right[i], fixed_cost[i]))
+        best = np.full(self.levels, fixed, np.int64)
+        value = float(fixed_right[fixed]), -float(fixed_cost[fixed])
+        scored = np.where(runs > 0, right, -np.inf)
+        columns = np.flatnonzero(weights)
+        for price in _prices(right, cost):
+            # The last key sorts first: the highest worth, then the cheaper.
+            ranked = np.lexsort((cost, price * cost - scored), axis=0)[0]
+            spent = float((cost[ranked, np.arange(self.levels)] * weights)[columns].sum())
+            got = float((right[ranked, np.arange(self.levels)] * weights)[columns].sum())
+            if spent <= budget and (got, -spent) > value:
+                best, value = ranked, (got, -spent)
+        return _Chosen(np.where(weights > 0, best, fixed), fixed)
+
+
+def _prices(right: F64, cost: F64) -> F64:
+    """Prices of a token, in accuracy, at which the best condition of some level changes, and some
+    between: one price for all levels finds every choice on the upper hull of accuracy over cost."""
+    gained = right[:, None] - right[None]
+    saved = cost[:, None] - cost[None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = gained / saved
+    slopes = np.unique(slopes[np.isfinite(slopes) & (slopes > 0)])
+    between = (slopes[1:] + slopes[:-1]) / 2
+    return np.concatenate([[0.0], slopes, between, slopes[-1:] * 2])
 
 
 def _means(chosen: npt.NDArray[np.bool_], which: I64, right: F64, count: int) -> F64:

@@ -86,7 +86,7 @@ def recommend(
         budget=budget,
     )
     if found is None:
-        raise InputError("too few problems to choose by", got=len({a.problem for a in own}))
+        raise InputError("no condition fits the budget on both halves of the problems", got=budget)
     best = fitting[int(found.fixed)]
     return Recommendation(
         model=best[0].model,

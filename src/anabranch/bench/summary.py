@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anabranch.bench.analyses import paired
 from anabranch.bench.attempts import Attempt, places, right, used
-from anabranch.bench.intervals import Difference, Estimate, difference, share
+from anabranch.bench.intervals import Difference, Estimate, share
 from anabranch.bench.optimal import frontier
 from anabranch.errors import InputError
 from anabranch.reason.registry import parse
@@ -76,15 +77,6 @@ def common(groups: dict[Key, list[Attempt]]) -> dict[Key, list[Attempt]]:
     """What every condition has tried; empty lists where there is nothing."""
     shared = functools.reduce(set.intersection, ({run(a) for a in g} for g in groups.values()))
     return {key: [a for a in group if run(a) in shared] for key, group in groups.items()}
-
-
-def paired(ours: Sequence[Attempt], base: Sequence[Attempt]) -> Difference | None:
-    """Accuracy of ours minus that of the base, over what both have tried."""
-    known = {run(attempt): attempt.right for attempt in base}
-    both = [attempt for attempt in ours if run(attempt) in known]
-    if not both:
-        return None
-    return difference(right(both), [known[run(a)] for a in both], places(both))
 
 
 def lines(

@@ -11,6 +11,7 @@ from anabranch.cli import (  # noqa: F401
     doctor,
     judges,
     models,
+    report,
     serve,
     solve,
     strategies,
