@@ -364,7 +364,7 @@ def test_the_command_line_measures_compares_and_recommends(tmp_path: Path) -> No
     assert first["cheapest_tokens"]
     assert first["cheapest_seconds"]
     plain = anabranch_("bench", "run", *flags, "--problems", "12", "-o", path)
-    assert "tokens, seconds" in plain.stdout
+    assert "tokens, time" in plain.stdout
     assert "12 of 24" not in plain.output
     told = anabranch_("bench", "compare", "vote(n=16)", "single", "-r", path, "--json")
     last = json.loads(told.stdout)[-1]

@@ -84,7 +84,7 @@ def test_an_interrupted_bench_shows_what_it_has_and_goes_on_later(tmp_path: Path
     stdout, stderr = bench.communicate(timeout=30)
     assert bench.returncode == 130, stderr
     assert "beam(width=2)" in stdout
-    assert "frontier" in stdout
+    assert "best by" in stdout
     assert stderr.splitlines()[-1] == "interrupted"
     assert 15 <= count(path) < PROBLEMS * len(STRATEGIES)
     run(path, grid(strategies=STRATEGIES, problems=PROBLEMS), together=40)

@@ -136,8 +136,9 @@ def run_grid(
         attempts = _asked_for(records.attempts(conditions), wanted)
         sizes = {c.settings.model: c.settings.parameters for c in conditions}
         skipped = [c for c in bench.columns if c.skipped]
+        sessions = records.sessions()
     if as_json:
-        print_json(_results(attempts, sizes, skipped, bench.notes))
+        print_json(_results(attempts, sizes, skipped, bench.notes, sessions))
     elif attempts:
         _print_results(attempts, sizes)
     if not as_json:
@@ -171,19 +172,20 @@ def _asked_for(attempts: Sequence[Attempt], grid: Grid) -> list[Attempt]:
 
 @contextmanager
 def _watched(bench: Bench, *, quiet: bool) -> Iterator[Callable[..., Any]]:
-    """Show how far it is, on stderr: a table in a terminal, else a line now and then."""
+    """Show how far it is, on stderr: a table in a terminal, else a line now and then.
+
+    Yields what loads models meanwhile, which shows its own progress.
+    """
     console = Console(stderr=True)
-    if console.is_terminal and not quiet:
-        # Refreshed by its own thread, so also during a long pass.
-        with Live(
-            console=console,
-            get_renderable=lambda: _progress(bench),
-            refresh_per_second=1 / REDRAW,
-            transient=True,
-        ):
-            yield lambda text, options: load_model(text, **options)
-        return
     told = time.monotonic()
+    # Refreshed by a thread of its own, so also during a long pass.
+    table = Live(
+        console=console,
+        get_renderable=lambda: _progress(bench),
+        refresh_per_second=1 / REDRAW,
+        transient=True,
+    )
+    shown = console.is_terminal and not quiet
 
     def line() -> None:
         nonlocal told
@@ -192,12 +194,21 @@ def _watched(bench: Bench, *, quiet: bool) -> Iterator[Callable[..., Any]]:
             print(_figures(bench), file=sys.stderr, flush=True)
 
     def load(text: str, options: Mapping[str, Any]) -> Any:
+        table.stop()
         with show_progress() as progress:
-            return load_model(text, progress=progress, **options)
+            lm = load_model(text, progress=progress, **options)
+        if shown:
+            table.start(refresh=True)
+        return lm
 
-    bench.watch = line
-    yield load
-    print(_figures(bench), file=sys.stderr, flush=True)
+    if not shown:
+        bench.watch = line
+    try:
+        yield load
+    finally:
+        table.stop()
+    if not shown:
+        print(_figures(bench), file=sys.stderr, flush=True)
 
 
 def _figures(bench: Bench) -> str:
@@ -250,33 +261,25 @@ def _print_results(attempts: Sequence[Attempt], sizes: Mapping[str, int | None])
     groups = by_condition(attempts)
     several = len({model for model, _, _ in groups}) > 1
     tasks = list(dict.fromkeys(attempt.task for attempt in attempts))
-    if len(tasks) > 1:
-        rows = [
-            (_short_task(task), *_cells(line), _label(line, several))
-            for task in tasks
-            for line in _lines(attempts, sizes, task)
-        ]
-        print_table(("task", *_COLUMNS, "strategy"), rows)
+    for task in tasks if len(tasks) > 1 else ():
+        print(f"{_short_task(task)}\n")
+        _print_lines(_lines(attempts, sizes, task), several)
         print()
     found = _lines(attempts, sizes)
     if not found:
         return
-    rows = [
-        (
-            *_cells(line),
-            _frontier(line),
-            _label(line, several),
-        )
-        for line in found
-    ]
-    print_table((*_COLUMNS, "frontier", "strategy"), rows)
+    print("all\n")
+    _print_lines(found, several)
     missing = sum(map(len, groups.values())) - sum(line.problems for line in found)
     base = _label(found[0], several)
     print(
-        f"\n95% intervals, problems drawn anew; gains are paired with {base}. Means for a problem."
+        f"\nWith 95% intervals; gains are paired with {base}. Means for a problem: tokens charged"
     )
-    print("seconds: its share of the time of passes. FLOPs: 2 x parameters x computed, attention")
-    print("left out. Frontier: nothing at least as accurate takes fewer tokens, or seconds.")
+    print(
+        "(prompt, sampled, forced); seconds, its share of the time of passes; FLOPs, 2 x parameters"
+    )
+    print("x computed tokens, attention left out. Best by tokens or by time: nothing that takes no")
+    print("more of them is as accurate: the frontier.")
     if missing:
         print(f"note: {missing} results are left out above, as not all strategies have them")
     fair, gains = fair_gains(attempts)
@@ -286,12 +289,6 @@ def _print_results(attempts: Sequence[Attempt], sizes: Mapping[str, int | None])
             print(f"{_name(key)}: {_points(gain)} over {names}")
     if gains and fair:
         print(f"(tasks of which {base} solves {FAIR[0]:.0%} to {FAIR[1]:.0%})")
-
-
-_COLUMNS = (
-    *("accuracy", "95% interval", "gain", "sampled", "charged", "computed", "passes", "seconds"),
-    *("GFLOPs", "problems", "failed"),
-)
 
 
 def _lines(
@@ -304,16 +301,34 @@ def _lines(
         return []
 
 
-def _cells(line: Line) -> tuple[str, ...]:
+def _print_lines(found: Sequence[Line], several: bool) -> None:
+    """What fits into a terminal; in a pipe, all there is."""
+    few = Console().is_terminal
+    rows = [
+        (
+            _percent(line.accuracy),
+            "" if line.gain is None else _points(line.gain),
+            f"{line.charged:.0f}",
+            f"{line.seconds:.3g}",
+            *(() if few else _more(line)),
+            _frontier(line),
+            _label(line, several),
+        )
+        for line in found
+    ]
+    more = () if few else ("sampled", "computed", "passes", "GFLOPs", "problems", "failed")
+    print_table(("accuracy", "gain", "tokens", "seconds", *more, "best by", "strategy"), rows)
+
+
+def _percent(value: Estimate) -> str:
+    return f"{100 * value.value:.1f}% ({100 * value.low:.0f} to {100 * value.high:.0f})"
+
+
+def _more(line: Line) -> tuple[str, ...]:
     return (
-        f"{line.accuracy.value:.1%}",
-        f"{line.accuracy.low:.1%} to {line.accuracy.high:.1%}",
-        "" if line.gain is None else _points(line.gain),
         f"{line.sampled:.0f}",
-        f"{line.charged:.0f}",
         f"{line.computed:.0f}",
         f"{line.passes:.0f}",
-        f"{line.seconds:.3g}",
         "unknown" if line.flops is None else f"{line.flops / 1e9:.0f}",
         f"{line.problems}",
         f"{line.failed}",
@@ -321,7 +336,7 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def _frontier(line: Line) -> str:
-    on = [("tokens", line.cheapest_tokens), ("seconds", line.cheapest_seconds)]
+    on = [("tokens", line.cheapest_tokens), ("time", line.cheapest_seconds)]
     return ", ".join(name for name, there in on if there)
 
 
@@ -343,7 +358,7 @@ def _short_task(task: str) -> str:
 
 
 def _points(gain: Difference) -> str:
-    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
 
 
 def _results(
@@ -351,8 +366,10 @@ def _results(
     sizes: Mapping[str, int | None],
     skipped: Sequence[Column],
     notes: Sequence[str],
+    sessions: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    told: dict[str, Any] = {"notes": list(notes), "conditions": [], "tasks": []}
+    told: dict[str, Any] = {"sessions": list(sessions), "notes": list(notes)}
+    told |= {"conditions": [], "tasks": []}
     told["skipped"] = [
         {"strategy": c.cell.strategy, "task": c.cell.task, "reason": c.skipped} for c in skipped
     ]
@@ -431,8 +448,8 @@ def compare(
     rows = [
         (
             _short_task(row["task"]) if row["task"] else "all",
-            _share(row["a"]),
-            _share(row["b"]),
+            _percent(Estimate(**row["a"])),
+            _percent(Estimate(**row["b"])),
             _points(Difference(**row["difference"])),
             f"{row['difference']['above']:.3f}",
             f"{row['a_tokens']:.0f}",
@@ -484,11 +501,6 @@ def _comparison(task: str, mine: Sequence[Attempt], theirs: Sequence[Attempt]) -
         "b_tokens": sum(map(charged, theirs)) / len(theirs),
         "problems": len(set(places(mine))),
     }
-
-
-def _share(told: Mapping[str, float]) -> str:
-    value = Estimate(**told)
-    return f"{value.value:.1%} ({value.low:.1%} to {value.high:.1%})"
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
