@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from anabranch.backends.native import NativeBackend
 from anabranch.engine.core import Pass
 from anabranch.engine.requests import Look
-from anabranch.engine.scheduler import DecodeFirst, Waiting
+from anabranch.engine.scheduler import DecodeFirst, FairShare, Waiting
 from anabranch.errors import AnabranchError, InputError, ModelError, ResourceError
 from anabranch.program.budget import Budget
 from anabranch.program.engine import Engine
@@ -433,3 +433,23 @@ def test_a_closed_engine_says_so() -> None:
         run(engine, branch.extend(3))
     branch.drop()
     assert not engine.core.tree.roots
+
+
+def test_groups_share_the_engine_fairly() -> None:
+    """Two branches of one program go on in every pass, whatever sixty of another ask for."""
+
+    async def program() -> tuple[int, int]:
+        many, few = (engine.open(PROMPT, seed=i, group=name) for i, name in enumerate("ab"))
+        crowd = [asyncio.ensure_future(branch.extend(40)) for branch in many.fork(60)]
+        steps = await asyncio.gather(*(branch.extend(40) for branch in few.fork(2)))
+        passes = engine.core.stats.passes
+        for task in crowd:
+            task.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        return passes, max(len(step.tokens) for step in steps)
+
+    engine = make_engine(policy=FairShare(crowded=8), pages=1024)
+    passes, tokens = run(engine, program())
+    prompts = 2 * len(PROMPT) / 8
+    assert tokens == 40
+    assert 40 <= passes <= 40 + prompts + 2

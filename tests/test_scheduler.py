@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.engine.scheduler import DecodeFirst, Waiting
+from anabranch.engine.scheduler import DecodeFirst, FairShare, Waiting, share_out
 
 
 def waiting(ticket: int, rows: int, started: bool = True, priority: float = 0.0) -> Waiting:
@@ -42,3 +42,59 @@ def test_priority_then_arrival() -> None:
 def test_a_started_prompt_is_finished_before_another_begins() -> None:
     queue = [waiting(0, 50, started=False), waiting(1, 50)]
     assert DecodeFirst().plan(queue, 60)[0].ticket == 1
+
+
+# ---- shares --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 50), max_size=8), st.integers(0, 100))
+def test_shares_are_max_min_fair(wanted: list[int], rows: int) -> None:
+    shares = share_out(wanted, rows)
+    assert sum(shares) == min(rows, sum(wanted))
+    assert all(0 <= share <= want for share, want in zip(shares, wanted, strict=True))
+    short = [share for share, want in zip(shares, wanted, strict=True) if share < want]
+    # Who did not get all has at most one less than anybody else.
+    assert not short or min(short) >= max(shares) - 1
+
+
+def of(group: str, count: int, served: float = 0.0, rows: int = 1, first: int = 0) -> list[Waiting]:
+    return [Waiting(first + i, rows, True, 0.0, math.inf, group, served) for i in range(count)]
+
+
+def test_one_group_alone_has_it_all() -> None:
+    queue = of("a", 100)
+    assert FairShare(crowded=8).plan(queue, 64) == DecodeFirst().plan(queue, 64)
+
+
+def test_a_small_group_has_all_it_can_use_and_a_large_one_the_rest() -> None:
+    grants = FairShare(crowded=32).plan([*of("many", 100), *of("one", 1, first=200)], 256)
+    assert 200 in [grant.ticket for grant in grants]
+    assert sum(grant.rows for grant in grants) == 32
+
+
+def test_who_has_had_the_least_comes_first() -> None:
+    queue = [
+        *of("a", 4, served=9),
+        *of("b", 4, served=2, first=10),
+        *of("c", 4, served=5, first=20),
+    ]
+    assert [g.ticket for g in FairShare(crowded=2).plan(queue, 256)] == [10, 20]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40), st.integers(0, 2))),
+    st.integers(1, 64),
+    st.integers(1, 64),
+)
+def test_no_pass_is_empty_or_too_long(
+    kinds: list[tuple[str, int, int]], rows: int, crowded: int
+) -> None:
+    queue = [
+        Waiting(i, want, True, float(priority), math.inf, group, 0.0)
+        for i, (group, want, priority) in enumerate(kinds)
+    ]
+    grants = FairShare(crowded=crowded).plan(queue, rows) if queue else []
+    assert sum(grant.rows for grant in grants) <= rows
+    assert bool(grants) == bool(queue)
+    assert all(grant.rows >= 1 for grant in grants)
+    assert len({grant.ticket for grant in grants}) == len(grants)

@@ -24,13 +24,15 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from anabranch.bench.models import check_model
 from anabranch.errors import InputError, check_range, unknown_name
-from anabranch.program.registry import REGISTRIES, Named
+from anabranch.program.registry import Named
 from anabranch.reason.registry import parse
 from anabranch.tasks.registry import Posed, problems
+from anabranch.tasks.registry import parse as parse_task
 
 MAX_BYTES = 1 << 20
 """Largest grid file."""
@@ -95,8 +97,11 @@ class Grid:
         return {(task, seed): problems(task, n, seed) for (task, seed), n in most.items()}
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, instead: Mapping[str, Any] = MappingProxyType({})) -> Grid:
     """The grid of a file.
+
+    Args:
+        instead: values that replace those of the file, everywhere in it.
 
     Raises:
         InputError: it cannot be read, is no TOML, or asks for what there is not; says on which
@@ -124,10 +129,12 @@ def read_grid(path: Path) -> Grid:
                     return f"{path}, line {i + 1}"
         return str(path)
 
-    return build_grid(given, where)
+    return build_grid(given, where, instead)
 
 
-def build_grid(given: Mapping[str, Any], where: Where) -> Grid:
+def build_grid(
+    given: Mapping[str, Any], where: Where, instead: Mapping[str, Any] = MappingProxyType({})
+) -> Grid:
     """The grid of a table such as `read_grid` reads.
 
     Raises:
@@ -142,7 +149,7 @@ def build_grid(given: Mapping[str, Any], where: Where) -> Grid:
         for key in (*common, *block):
             if key not in KEYS:
                 raise _at(where(key, key), unknown_name("key", key, (*KEYS, "grid")))
-        for cell in _cells({**DEFAULTS, **common, **block}, where):
+        for cell in _cells({**DEFAULTS, **common, **block, **instead}, where):
             twin = cells.get(cell.key, cell)
             cells[cell.key] = replace(
                 cell,
@@ -204,8 +211,7 @@ def _made(named: Named) -> Named:
 
 def _task(text: str, count: int, seed: int) -> Named:
     problems(text, count, seed)
-    named: Named = REGISTRIES["task"].parse(text)
-    return named
+    return parse_task(text)
 
 
 def _whole(key: str, value: object, low: int, high: int, where: Where) -> int:

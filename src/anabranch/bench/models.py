@@ -58,8 +58,8 @@ def parameters(lm: LM) -> int | None:
 def kernel(lm: LM) -> dict[str, Any]:
     """Which code computes it: backend, instruction set, threads."""
     backend = lm.engine.core.decoder.backend
-    features = getattr(backend, "features", dict)()
-    return {"backend": type(backend).__name__, **features}
+    features: Callable[[], dict[str, Any]] = getattr(backend, "features", dict)
+    return {"backend": type(backend).__name__, **features()}
 
 
 def _simulated() -> list[str]:

@@ -24,6 +24,7 @@ from typing import Any
 from anabranch.bench.attempts import Attempt, Sample
 from anabranch.errors import FileFormatError, InputError, ResourceError, UnsupportedError
 from anabranch.program.types import Usage
+from anabranch.tasks.registry import difficulty, parse
 
 APPLICATION, SCHEMA = 0x414E4252, 1
 """What SQLite's header says of these files: "ANBR", and the version of the tables."""
@@ -325,7 +326,7 @@ class Records:
         """
         found = []
         for condition in self.conditions() if among is None else among:
-            settings = condition.settings
+            settings, level = condition.settings, _difficulty(condition.settings.task)
             for row in self.rows(condition):
                 seconds = row.pass_seconds or row.usage.seconds
                 failed = (f"failed: {row.error}",) if row.error else ()
@@ -341,6 +342,7 @@ class Records:
                         budget="" if settings.budget is None else f"{settings.budget} tokens",
                         gold=row.gold,
                         question=row.question,
+                        difficulty=level,
                         confidence=row.confidence,
                         text=row.text,
                         usage=dataclasses.replace(row.usage, seconds=seconds),
@@ -436,6 +438,16 @@ _DAMAGED = "copy what `sqlite3 FILE .recover` can save, or name another file"
 def _condition(row: sqlite3.Row) -> Condition:
     names = [f.name for f in dataclasses.fields(Settings)]
     return Condition(row["id"], Settings(**{name: row[name] for name in names}), row["skipped"])
+
+
+def _difficulty(task: str) -> float | None:
+    """How hard a task's problems are; None where it has no such parameter, or is unknown here."""
+    try:
+        named = parse(task)
+    except InputError:  # from a file of the user's own that was not loaded
+        return None
+    known = difficulty(named.entry)
+    return None if known is None else float(named.values[known.name])
 
 
 def _row(row: sqlite3.Row) -> Row:

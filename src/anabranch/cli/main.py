@@ -6,11 +6,13 @@ import os
 import sys
 
 from anabranch.cli import (  # noqa: F401
+    bench,
     chat,
     doctor,
     judges,
     models,
     report,
+    serve,
     solve,
     strategies,
     trace,

@@ -126,6 +126,7 @@ class EngineCore:
         self.cache = decoder.cache(pages)
         self.stats = Stats()
         self.requests: dict[int, Request] = {}
+        self._served: dict[str, float] = {}
         self._draws = DrawBuilder()
         self._tickets = itertools.count()
         self._tips: OrderedDict[tuple[Node, int], None] = OrderedDict()
@@ -139,12 +140,28 @@ class EngineCore:
     # ---- requests ------------------------------------------------------------------------------
 
     def submit(
-        self, request: Request, *, priority: float = 0.0, deadline: float = math.inf
+        self,
+        request: Request,
+        *,
+        priority: float = 0.0,
+        deadline: float = math.inf,
+        group: str = "",
     ) -> None:
         """Queue a request; it runs in the passes that follow."""
         request.ticket = next(self._tickets)
-        request.priority, request.deadline = priority, deadline
+        request.priority, request.deadline, request.group = priority, deadline, group
+        self._enter(group)
         self.requests[request.ticket] = request
+
+    def _enter(self, group: str) -> None:
+        """A group that had nothing to do has saved up nothing meanwhile (Goyal et al. 1996,
+        Start-time fair queueing, section 2)."""
+        active = {request.group for request in self.requests.values()}
+        if group not in active:
+            least = min((self._served[other] for other in active), default=0.0)
+            # Those who wait for nothing are as good as new, so nothing is kept of them.
+            self._served = {other: self._served[other] - least for other in active}
+            self._served[group] = 0.0
 
     def cancel(self, request: Request) -> None:
         """Forget a request. Rows under way are computed and charged, their results ignored."""
@@ -194,7 +211,8 @@ class EngineCore:
         """Fill the next pass with what the policy grants."""
         if not queue:
             return
-        grants = self.policy.plan([snapshot(r) for r in queue], self.decoder.max_rows)
+        waiting = [snapshot(r, self._served[r.group]) for r in queue]
+        grants = self.policy.plan(waiting, self.decoder.max_rows)
         self.tree.clock += len(grants)
         for order, grant in enumerate(grants):
             schedule.add(self.requests[grant.ticket], grant.rows, self.tree.clock - order)
@@ -343,6 +361,8 @@ class EngineCore:
             for request, end in item.payers:
                 again = min(end, max(begin, item.known)) - begin
                 self.stats.rows += end - begin
+                if request.group in self._served:
+                    self._served[request.group] += end - begin
                 self.stats.recomputed_rows += again
                 for cost in (request.cost, request.total):
                     cost.computed += end - begin - again

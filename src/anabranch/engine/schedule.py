@@ -50,8 +50,12 @@ class Item:
         return self.end - self.begin
 
 
-def snapshot(request: Request) -> Waiting:
-    """What the policy sees of a request: the rows to compute and to look at again."""
+def snapshot(request: Request, served: float = 0.0) -> Waiting:
+    """What the policy sees of a request: the rows to compute and to look at again.
+
+    Args:
+        served: rows that the request's group has had.
+    """
     end = request.todo[-1] + 1
     frontier, started = end, False
     for node in request.cursor.node.ancestry():
@@ -62,7 +66,13 @@ def snapshot(request: Request) -> Waiting:
             break
     again = bisect_left(request.todo, frontier)
     return Waiting(
-        request.ticket, end - frontier + again, started, request.priority, request.deadline
+        request.ticket,
+        end - frontier + again,
+        started,
+        request.priority,
+        request.deadline,
+        request.group,
+        served,
     )
 
 

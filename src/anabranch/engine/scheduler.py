@@ -17,6 +17,9 @@ class Waiting:
         started: it has rows in the tree that would be lost if it were not continued.
         priority: higher first.
         deadline: seconds on the engine's clock, `inf` for none.
+        group: whose it is: those who share the engine fairly.
+        served: rows that the group has had, since it last had nothing to do counted from the least
+            of those that had.
     """
 
     ticket: int
@@ -24,6 +27,8 @@ class Waiting:
     started: bool
     priority: float
     deadline: float
+    group: str = ""
+    served: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,57 @@ class DecodeFirst:
             grants.append(Grant(item.ticket, min(left, item.rows)))
             left -= grants[-1].rows
         return grants
+
+
+class FairShare:
+    """Equal rows for every group that waits, and short passes while several do.
+
+    Rows of a pass are shared out max-min (Bertsekas and Gallager 1992, Data networks, section
+    6.5.2): nobody gets more than it can use, and what that leaves is shared again. Where rows do
+    not divide, the group that has had the least comes first. Inside a group the order is that of
+    the policy underneath. A higher priority comes before all groups.
+
+    Args:
+        crowded: rows of a pass while more than one group waits. More rows make a pass longer, for
+            those too who have only one in it.
+    """
+
+    def __init__(self, inside: Policy | None = None, *, crowded: int = 32) -> None:
+        self.inside = inside or DecodeFirst()
+        self.crowded = crowded
+
+    def plan(self, waiting: Sequence[Waiting], rows: int) -> list[Grant]:
+        """See `Policy.plan`."""
+        groups: dict[str, list[Waiting]] = {}
+        for item in waiting:
+            groups.setdefault(item.group, []).append(item)
+        if len(groups) == 1:
+            return self.inside.plan(waiting, rows)
+        grants: list[Grant] = []
+        left = min(rows, self.crowded)
+        for priority in sorted({item.priority for item in waiting}, reverse=True):
+            level = [[i for i in items if i.priority == priority] for items in groups.values()]
+            level = sorted(
+                filter(None, level), key=lambda items: (items[0].served, items[0].ticket)
+            )
+            shares = share_out([sum(max(1, i.rows) for i in items) for items in level], left)
+            for items, share in zip(level, shares, strict=True):
+                grants += self.inside.plan(items, share) if share else []
+            left -= sum(shares)
+        return grants
+
+
+def share_out(wanted: Sequence[int], rows: int) -> list[int]:
+    """Max-min fair shares: what cannot be divided goes to the first."""
+    shares = [0] * len(wanted)
+    short = [i for i, want in enumerate(wanted) if want]
+    while short and rows >= len(short):
+        level = rows // len(short)
+        for i in short:
+            part = min(wanted[i] - shares[i], level)
+            shares[i] += part
+            rows -= part
+        short = [i for i in short if shares[i] < wanted[i]]
+    for i in short[:rows]:
+        shares[i] += 1
+    return shares

@@ -59,6 +59,7 @@ class Branch:
         prompt_end: int | None = None,
         priority: float = 0.0,
         deadline: float = float("inf"),
+        group: str = "",
     ) -> None:
         self.engine, self.run, self.id, self.parent = engine, run, name, parent
         self.live = True
@@ -66,7 +67,7 @@ class Branch:
         self._cursor = cursor
         self.origin = cursor.position
         self._prompt_end = cursor.position if prompt_end is None else prompt_end
-        self._priority, self._deadline = priority, deadline
+        self._priority, self._deadline, self._group = priority, deadline, group
         self._forks = 0
         self._pending: Request | None = None
         self._said: list[int] = []
@@ -152,6 +153,7 @@ class Branch:
             prompt_end=min(self._prompt_end, position),
             priority=self._priority,
             deadline=self._deadline,
+            group=self._group,
         )
         self.run.note("fork", branch=child.id, parent=self.id, position=position)
         return child
@@ -428,7 +430,9 @@ class Branch:
         if not self.live:  # dropped since the request was made
             return
         request.total = self.run.cost
-        await self.engine.perform(request, priority=self._priority, deadline=self._deadline)
+        await self.engine.perform(
+            request, priority=self._priority, deadline=self._deadline, group=self._group
+        )
 
     def _hold(self) -> Read:
         """A request for the logits at the tip; until `_release`, no other operation may begin."""

@@ -74,10 +74,11 @@ class Engine:
             prompt: text, chat messages (`role`, `content`), or token ids. Text never becomes
                 special tokens.
             seed: key of the random stream; with the same seed and prompt, the same tokens.
-            group: a name for programs that belong together (kept in the trace).
+            group: a name for programs that belong together: policies share out the engine
+                between groups, and the trace keeps it.
             priority: higher runs first.
             deadline: seconds from now; earlier runs first among equals.
-            scope: prefixes are shared only inside one scope.
+            scope: prefixes are shared only inside one scope; default: that of `run`.
             run: the program it belongs to; default: one of its own, without limits.
 
         Raises:
@@ -105,11 +106,19 @@ class Engine:
                 allowed=f"at least {len(tokens)}",
             )
         run.budget.settle(granted, granted)
-        cursor, held = self.core.tree.open(scope, derive(seed, 0), tokens)
+        cursor, held = self.core.tree.open(scope or run.scope, derive(seed, 0), tokens)
         run.prompt_tokens += len(tokens)
         run.cost.cached += held
         when = math.inf if deadline is None else time.monotonic() + deadline
-        branch = Branch(self, run, cursor, str(next(run.roots)), priority=priority, deadline=when)
+        branch = Branch(
+            self,
+            run,
+            cursor,
+            str(next(run.roots)),
+            priority=priority,
+            deadline=when,
+            group=group or "",
+        )
         run.note(
             "open",
             branch=branch.id,
@@ -160,7 +169,9 @@ class Engine:
 
     # ---- passes --------------------------------------------------------------------------------
 
-    async def perform(self, request: Request, *, priority: float, deadline: float) -> None:
+    async def perform(
+        self, request: Request, *, priority: float, deadline: float, group: str
+    ) -> None:
         """Run one request to its end.
 
         Raises:
@@ -175,7 +186,7 @@ class Engine:
 
         request.finish = finish
         self._attach(loop)
-        self.core.submit(request, priority=priority, deadline=deadline)
+        self.core.submit(request, priority=priority, deadline=deadline, group=group)
         self.activity += 1
         if self._driver is None or self._driver.done():
             self._passes = self._drive()

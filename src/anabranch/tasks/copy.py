@@ -14,6 +14,8 @@ from anabranch.tasks.registry import Make, Posed, task
     "copy",
     paper="Graves et al. 2014, Neural Turing machines, section 4.1 (copy)",
     summary="Write a number of so many digits again; what the simulated solver can do.",
+    difficulty="digits",
+    counts="digits",
 )
 def copy(*, digits: Annotated[int, Range(2, 64)] = 8) -> Make:
     """Nothing to work out: every digit is a step that can go wrong."""

@@ -1,0 +1,1 @@
+"""The engine over HTTP, in the words of OpenAI's clients."""

@@ -1,0 +1,112 @@
+"""The models that are served, and what their names stand for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from anabranch.errors import InputError
+from anabranch.lm import LM
+from anabranch.program.registry import Named
+from anabranch.reason.registry import parse
+from anabranch.serve.errors import Refusal
+
+VIRTUAL = ("vote-4", "vote-16", "best-8", "beam-4", "adaptive-16", "pal-4")
+"""Strategies that `/v1/models` offers behind a model's name, for clients that can say no more."""
+
+
+@dataclass
+class Served:
+    """A model that answers.
+
+    Attributes:
+        rendering: held while its chat template runs, which is not thread-safe.
+    """
+
+    name: str
+    lm: LM
+    created: int = field(default_factory=lambda: int(time.time()))
+    rendering: threading.Lock = field(default_factory=threading.Lock)
+
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """A conversation's tokens. The template is a stranger's: it runs beside the event loop."""
+
+        def run() -> list[int]:
+            with self.rendering:
+                return self.lm.tokenizer.chat(messages)
+
+        return await asyncio.to_thread(run)
+
+
+class Hub:
+    """Loads models, and finds them by what clients call them.
+
+    Args:
+        loaders: by name, what loads each; run beside the event loop, one after the other.
+    """
+
+    def __init__(self, loaders: Mapping[str, Callable[[], LM]]) -> None:
+        self._loaders = dict(loaders)
+        self.models: dict[str, Served] = {}
+        self.fault: Exception | None = None
+
+    @property
+    def ready(self) -> bool:
+        """All models are there."""
+        return len(self.models) == len(self._loaders)
+
+    async def load(self) -> None:
+        """Load every model; what goes wrong is kept in `fault`."""
+        try:
+            for name, load in self._loaders.items():
+                self.models[name] = Served(name, await asyncio.to_thread(load))
+        except Exception as error:
+            self.fault = error
+            raise
+
+    def close(self) -> None:
+        """Free all models."""
+        for served in self.models.values():
+            served.lm.close()
+
+    def find(self, name: str) -> tuple[Served, Named | None]:
+        """A model, and the strategy that its name asks for: `qwen:vote-16` or `qwen:vote(n=16)`.
+
+        Raises:
+            Refusal: unknown, or not loaded yet.
+        """
+        base, _, strategy = name.partition(":")
+        if base not in self._loaders:
+            known = ", ".join(self._loaders)
+            raise Refusal(
+                404,
+                f"there is no model of this name; models: {known}",
+                param="model",
+                code="model_not_found",
+            )
+        if base not in self.models:
+            raise Refusal(503, "the model is being loaded", code="loading", retry_after=2)
+        return self.models[base], strategy_of(strategy) if strategy else None
+
+    def names(self) -> list[tuple[str, Served]]:
+        """Every name that `find` knows, virtual ones too."""
+        return [
+            (name, served)
+            for served in self.models.values()
+            for name in (served.name, *(f"{served.name}:{v}" for v in VIRTUAL))
+        ]
+
+
+def strategy_of(text: str) -> Named:
+    """A strategy from its text; `vote-16` sets its first parameter. Raises InputError."""
+    name, dash, number = text.rpartition("-")
+    if not dash or not number.isdecimal() or len(number) > 6:
+        return parse(text)
+    named = parse(name)
+    first = next(iter(named.values), None)
+    if first is None:
+        raise InputError("the strategy takes no number", got=text)
+    return named.change(**{first: int(number)})

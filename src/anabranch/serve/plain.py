@@ -1,0 +1,78 @@
+"""One request for plain text, from its prompt to its usage: what chat and completions share."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from anabranch.program.branch import Branch
+from anabranch.program.budget import Budget
+from anabranch.program.run import Run
+from anabranch.serve.generate import Ask, Delta, choices
+from anabranch.serve.hub import Served
+from anabranch.serve.wire import Sampled
+
+
+class Plain:
+    """Prompts under way, each with `n` choices: choice i*n + k is the k-th of prompt i.
+
+    Attributes:
+        prompts: token ids of each.
+        cached: tokens of prompts that were in the tree already.
+        written: tokens drawn, and given to be scored.
+    """
+
+    def __init__(
+        self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, seconds: float
+    ) -> None:
+        self.served, self.prompts, self.n, self.seed = served, prompts, n, seed
+        self.run = Run(seed=seed, budget=Budget(seconds=seconds))
+        self.cached = 0
+
+    async def deltas(self, ask: Ask) -> AsyncGenerator[Delta]:
+        """What the choices come by."""
+        try:
+            branches = [b for tokens in self.prompts for b in self.open(tokens).fork(self.n)]
+            async with contextlib.aclosing(choices(branches, ask)) as written:
+                async for delta in written:
+                    yield delta
+        finally:
+            self.run.drop_all()
+
+    def open(self, tokens: list[int]) -> Branch:
+        """A prompt's branch."""
+        before = self.run.cost.cached
+        root = self.served.lm.engine.open(tokens, seed=self.seed, run=self.run)
+        self.cached += self.run.cost.cached - before
+        return root
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """In OpenAI's words."""
+        return usage_of(self.run.prompt_tokens, self.run.sampled_tokens, cached=self.cached)
+
+
+def usage_of(
+    prompt: int, completion: int, *, cached: int = 0, reasoning: int = 0
+) -> dict[str, Any]:
+    """Usage in OpenAI's words."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+def seed_of(body: Sampled) -> int:
+    """The seed that a body tells, else a random one; the response repeats it."""
+    told = (body.anabranch.seed if body.anabranch else None, body.seed)
+    return next((seed for seed in told if seed is not None), secrets.randbits(53))
+
+
+def new_id(kind: str) -> str:
+    """A name for a response."""
+    return f"{kind}-{secrets.token_hex(12)}"

@@ -1,0 +1,29 @@
+"""What the server is told: flags over environment over a TOML file over defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Limits and addresses.
+
+    Attributes:
+        models: names, files or folders to serve.
+        running: requests that generate at the same time.
+        waiting: requests that may wait for that; more are refused.
+        body_bytes: largest body of a request.
+        seconds: longest time of one request.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: Annotated[list[str], Field(min_length=1, max_length=16)] = ["qwen2.5-coder-0.5b"]
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    running: Annotated[int, Field(ge=1, le=4096)] = 64
+    waiting: Annotated[int, Field(ge=0, le=1 << 16)] = 256
+    body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
+    seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0

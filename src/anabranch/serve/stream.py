@@ -1,0 +1,113 @@
+"""Responses that take their time: server-sent events, and work that ends when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from anabranch.serve.errors import Refusal, refusal_of
+
+T = TypeVar("T")
+
+PING_SECONDS = 10.0
+"""A comment is sent after so long a silence, so that nobody on the way takes it for the end."""
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Work, cancelled when the client has left.
+
+    Raises:
+        Refusal: it has; nobody reads that.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Refusal(499, "the client has left")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def events(chunks: AsyncGenerator[Any], *, done: bool = True) -> StreamingResponse:
+    """Chunks as server-sent events: dictionaries as data, texts as comments.
+
+    An error after the first event is the last event, in the form of an error's body.
+
+    Args:
+        done: end with `[DONE]`.
+    """
+
+    async def lines() -> AsyncIterator[str]:
+        async with contextlib.aclosing(_with_pings(chunks)) as pinged:
+            try:
+                async for chunk in pinged:
+                    yield f": {chunk}\n\n" if isinstance(chunk, str) else _data(chunk)
+            except Exception as error:
+                yield _data(refusal_of(error).body)
+            else:
+                if done:
+                    yield "data: [DONE]\n\n"
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def _data(chunk: dict[str, Any]) -> str:
+    event = (
+        f"event: {chunk['type']}\n" if str(chunk.get("type", "")).startswith("response.") else ""
+    )
+    return f"{event}data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
+
+
+async def _with_pings(chunks: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
+    """The same chunks, with a comment where none came for a while."""
+    coming: asyncio.Future[Any] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(chunks))
+            done, _ = await asyncio.wait((coming,), timeout=PING_SECONDS)
+            if not done:
+                yield "still at it"
+                continue
+            finished, coming = coming, None
+            try:
+                yield finished.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await chunks.aclose()
+
+
+async def first(chunks: AsyncGenerator[T]) -> AsyncGenerator[T]:
+    """A generator that has come to its first chunk: what fails before it is an ordinary error."""
+    try:
+        head = await anext(chunks)
+    except BaseException:
+        await chunks.aclose()
+        raise
+
+    async def rest() -> AsyncGenerator[T]:
+        async with contextlib.aclosing(chunks):
+            yield head
+            async for chunk in chunks:
+                yield chunk
+
+    return rest()

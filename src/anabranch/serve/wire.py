@@ -1,0 +1,111 @@
+"""What clients send, as far as several routes share it. Unknown fields are refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_CHOICES = 128
+MOST_STOPS = 16
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+Name = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class Body(BaseModel):
+    """A JSON object with known fields only, and no silent conversions of type."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Spend(Body):
+    """What a strategy may spend on all its branches together."""
+
+    tokens: Tokens | None = None
+    seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
+
+
+class Extension(Body):
+    """How to think: our one field beside OpenAI's.
+
+    Attributes:
+        strategy: such as `vote(n=16)`; wins over one in the model's name.
+        budget: for all branches together.
+        judge: what strategies that take one rate thoughts by.
+        seed: wins over the request's.
+        trace: stream what happens in the tree, as chunks without choices.
+    """
+
+    strategy: Annotated[str, Field(max_length=1000)] | None = None
+    budget: Spend | None = None
+    judge: Annotated[str, Field(max_length=1000)] | None = None
+    seed: Seed | None = None
+    trace: bool = False
+
+
+class StreamOptions(Body):
+    """`include_usage` adds a last chunk with the usage; the rest is accepted and ignored."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Structured(Body):
+    """One rule for the text, in vLLM's words."""
+
+    json_schema: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+class Sampled(Body):
+    """Parameters of sampling that chat and plain completions have in common."""
+
+    model: Name
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
+    temperature: Annotated[float, Field(ge=0, le=10)] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=1 << 30)] | None = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
+    logit_bias: dict[Annotated[str, Field(max_length=12)], float] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    seed: Seed | None = None
+    max_tokens: Tokens | None = None
+    ignore_eos: bool = False
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    structured_outputs: Structured | None = None
+    anabranch: Extension | None = None
+
+    # Accepted, since clients send them, and without effect.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether usage is told: streams that did not ask for it have a choice in every chunk."""
+        return not self.stream or bool(self.stream_options and self.stream_options.include_usage)
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+EFFORTS: dict[str, tuple[str, int] | None] = {
+    "none": None,
+    "minimal": ("single", 1024),
+    "low": ("adaptive(n=4)", 4096),
+    "medium": ("adaptive(n=8)", 8192),
+    "high": ("adaptive(n=16)", 16384),
+    "xhigh": ("adaptive(n=64)", 65536),
+}
+"""What `reasoning_effort` stands for: a strategy and the tokens that it may spend."""
