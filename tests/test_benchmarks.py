@@ -69,12 +69,3 @@ def test_every_survivor_of_a_round_goes_on_twice():
     for parent in reach._parents():
         assert set(Counter(parent).values()) == {2}
         assert all(parent[source] == source for source in parent)
-
-
-def test_shares_come_with_wilsons_interval():
-    from intervals import wilson
-
-    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    low, high = wilson(0, 10)
-    assert low == pytest.approx(0, abs=1e-12)
-    assert high == pytest.approx(0.2775, abs=1e-4)

@@ -19,7 +19,7 @@ LAYERS = [
     "reason",
     "tasks",
     "lm",
-    "serve",
+    "bench serve",
     "cli",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

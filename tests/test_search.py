@@ -24,7 +24,7 @@ from tests.scripted import Rule, ask, scripted
 
 COUNT = 40
 """Problems per cell, the same in all. The standard error of a difference is 0.08 or less, and the
-gaps asked for lie two of them below those of 200 problems (`benchmarks/noisy.py`), or, where that
+gaps asked for lie two of them below those of 200 problems (`benchmarks/noisy.toml`), or, where that
 would leave nothing, the direction alone is asked for. Seeds are fixed."""
 
 

@@ -151,6 +151,7 @@ class LM:
         seconds: float | None = None,
         seed: int = 0,
         trace: Trace | Path | str | None = None,
+        scope: str = "",
         on_start: Callable[[Run], None] | None = None,
     ) -> Answer:
         """Answer a problem by a strategy such as "vote(n=16)".
@@ -163,6 +164,7 @@ class LM:
             seconds: most seconds, likewise.
             seed: the same seed gives the same answer, to the bit.
             trace: where to write the tree, as JSON lines.
+            scope: computed prefixes are shared only inside one scope.
             on_start: given the `Run` before anything is computed, to watch it.
         """
         if isinstance(problem, str):
@@ -175,7 +177,7 @@ class LM:
         with contextlib.ExitStack() as stack:
             if isinstance(trace, (str, Path)):
                 trace = stack.enter_context(self.trace(trace, named, budget, seed))
-            run = Run(seed=seed, budget=budget, trace=trace)
+            run = Run(seed=seed, budget=budget, trace=trace, scope=scope)
             if on_start is not None:
                 on_start(run)
             return await think(problem, self._root, named, run, model=self.name)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from anabranch.program.clean import clean as clean
 from anabranch.program.trace import TracedBranch, TraceTree
 
 BRIEF_CHILDREN, BRIEF_DEPTH = 16, 6
 FULL_DEPTH = 24
 PIPE_WIDTH = 1000
-
-_STEERING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -24,16 +22,6 @@ def plain_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.soft_wrap, console.width = True, PIPE_WIDTH
     return console
-
-
-def clean(text: str, keep: str = "\n\t") -> str:
-    """Text without control characters (but `keep`), overrides of direction, and half characters."""
-    return "".join(
-        c
-        if c in keep or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _STEERING)
-        else "\ufffd"
-        for c in text
-    )
 
 
 def snippet(text: str, width: int = 60) -> str:

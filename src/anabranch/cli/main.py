@@ -6,10 +6,12 @@ import os
 import sys
 
 from anabranch.cli import (  # noqa: F401
+    bench,
     chat,
     doctor,
     judges,
     models,
+    report,
     serve,
     solve,
     strategies,

@@ -74,6 +74,7 @@ class Pass:
         wants: claims on them, by `where` ascending.
         cached: claims on logits that are kept already, `cached_logits`, by `where` ascending.
         resting: positions where cursors stay: their logits are kept, by node and position.
+        seconds: that computing it took.
     """
 
     items: list[Item]
@@ -84,6 +85,7 @@ class Pass:
     cached_logits: list[F32]
     resting: dict[tuple[Node, int], int]
     tips: dict[tuple[Node, int], F32] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def row_count(self) -> int:
@@ -365,6 +367,7 @@ class EngineCore:
                 for cost in (request.cost, request.total):
                     cost.computed += end - begin - again
                     cost.recomputed += again
+                    cost.seconds += work.seconds * (end - begin) / work.row_count
                     parties[id(cost)] = cost
                 begin = end
         if work.items:

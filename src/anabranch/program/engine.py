@@ -80,7 +80,7 @@ class Engine:
                 between groups, and the trace keeps it.
             priority: higher runs first.
             deadline: seconds from now; earlier runs first among equals.
-            scope: prefixes are shared only inside one scope.
+            scope: prefixes are shared only inside one scope; default: that of `run`.
             run: the program it belongs to; default: one of its own, without limits.
 
         Raises:
@@ -108,7 +108,7 @@ class Engine:
                 allowed=f"at least {len(tokens)}",
             )
         run.budget.settle(granted, granted)
-        cursor, held = self.core.tree.open(scope, derive(seed, 0), tokens)
+        cursor, held = self.core.tree.open(scope or run.scope, derive(seed, 0), tokens)
         run.prompt_tokens += len(tokens)
         run.cost.cached += held
         when = math.inf if deadline is None else time.monotonic() + deadline
@@ -266,7 +266,7 @@ class Engine:
             self.core.compute(work)
         else:
             await self._compute_elsewhere(work)
-        self._seconds, self._rows = time.monotonic() - began, rows
+        self._seconds, self._rows = work.seconds, rows = time.monotonic() - began, rows
 
     async def _compute_elsewhere(self, work: Pass) -> None:
         computed = self._worker.submit(self.core.compute, work)

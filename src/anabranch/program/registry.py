@@ -132,6 +132,16 @@ class Named:
         shown = (f"{k}={v if isinstance(v, Named) else repr(v)}" for k, v in self.values.items())
         return f"{self.entry.name}({', '.join(shown)})"
 
+    @property
+    def short(self) -> str:
+        """Likewise, what stands at its default left out."""
+        shown = []
+        for name, value in self.values.items():
+            parameter = self.entry.parameters[name]
+            if str(value) != str(parameter.check(parameter.default)):
+                shown.append(f"{name}={value.short if isinstance(value, Named) else repr(value)}")
+        return f"{self.entry.name}({', '.join(shown)})" if shown else self.entry.name
+
     def change(self, **values: object) -> Named:
         """The same with some parameters set. Raises InputError."""
         return self._changed(values, 0)

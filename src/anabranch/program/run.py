@@ -27,6 +27,7 @@ class Run:
     """One program under way: every branch it opens or forks belongs to it.
 
     Attributes:
+        scope: its prompts share computed prefixes with programs of the same scope only.
         live: its branches that have not been dropped.
         thoughts: its candidates so far, kept up to date by the strategy: what there is if it ends
             now.
@@ -41,8 +42,9 @@ class Run:
         seed: int = 0,
         budget: Budget | None = None,
         trace: Log | None = None,
+        scope: str = "",
     ) -> None:
-        self.seed = seed
+        self.seed, self.scope = seed, scope
         self.budget = budget or Budget()
         self.budget.start()
         self.trace = trace

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.bench.top_two import top_two
 from anabranch.errors import InputError
-from anabranch.reason.top_two import top_two
 
 OPTIONS = 4
 FEW = [["a", "a", "b", "c"], ["b", "a", "b", None], ["d", "d", "d", "d"], ["a", "b", "b", "a"]]

@@ -1,0 +1,1 @@
+"""Measuring ways to think: what they are worth, how sure that is, and how it is shown."""

@@ -1,0 +1,170 @@
+"""What records amount to: accuracy with its interval, costs, gains, and who is on the frontier."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anabranch.bench.analyses import paired
+from anabranch.bench.attempts import Attempt, brief, places, right, used
+from anabranch.bench.intervals import Difference, Estimate, share
+from anabranch.bench.optimal import frontier
+from anabranch.errors import InputError
+from anabranch.reason.registry import parse
+
+FAIR = (0.2, 0.8)
+"""Tasks that the first condition solves this often leave room for gains and for losses."""
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One condition, over all tasks or on one.
+
+    Attributes:
+        task: "" for all.
+        gain: accuracy minus that of the first condition, paired by problem and seed; None for
+            itself, or where they have nothing in common.
+        sampled, charged, computed, passes, seconds: means for a problem. Charged are tokens of the
+            prompt, sampled and forced; computed includes what was computed again; seconds are its
+            share of the passes' time.
+        flops: 2 x parameters x computed tokens, attention left out; None if parameters are unknown.
+        problems, failed: how many, and how many of them without an answer.
+        cheapest_tokens, cheapest_seconds: no other is both at least as accurate and as cheap.
+    """
+
+    model: str
+    strategy: str
+    budget: str
+    task: str
+    accuracy: Estimate
+    gain: Difference | None
+    sampled: float
+    charged: float
+    computed: float
+    passes: float
+    seconds: float
+    flops: float | None
+    problems: int
+    failed: int
+    cheapest_tokens: bool = False
+    cheapest_seconds: bool = False
+
+
+def condition(attempt: Attempt) -> Key:
+    """Model, strategy and budget."""
+    return attempt.model, attempt.strategy, attempt.budget
+
+
+def run(attempt: Attempt) -> tuple[str, int, int]:
+    """Which problem was tried with which seed: what pairs conditions."""
+    return attempt.task, attempt.problem, attempt.seed
+
+
+def by_condition(attempts: Iterable[Attempt]) -> dict[Key, list[Attempt]]:
+    """In order of first occurrence."""
+    groups: dict[Key, list[Attempt]] = {}
+    for attempt in attempts:
+        groups.setdefault(condition(attempt), []).append(attempt)
+    return groups
+
+
+def common(groups: dict[Key, list[Attempt]]) -> dict[Key, list[Attempt]]:
+    """What every condition has tried; empty lists where there is nothing."""
+    shared = functools.reduce(set.intersection, ({run(a) for a in g} for g in groups.values()))
+    return {key: [a for a in group if run(a) in shared] for key, group in groups.items()}
+
+
+def lines(
+    attempts: Sequence[Attempt], parameters: dict[str, int | None], *, task: str = ""
+) -> list[Line]:
+    """One line for each condition, the first of which is the base; with the frontier.
+
+    Where conditions have not tried the same problems, only those count that all have tried.
+
+    Args:
+        parameters: how many each model has.
+        task: this one only.
+
+    Raises:
+        InputError: there is nothing that all have tried.
+    """
+    groups = by_condition(a for a in attempts if not task or a.task == task)
+    if not groups:
+        return []
+    groups = common(groups)
+    base = next(iter(groups.values()))
+    if not base:
+        raise InputError(
+            "the conditions were not tried on the same problems", fix="compare two of them"
+        )
+    found = []
+    for (model, strategy, budget), own in groups.items():
+        mean = {
+            name: float(used(own, name).mean())
+            for name in ("sampled_tokens", "passes", "seconds", "computed_tokens")
+        }
+        mean["computed_tokens"] += float(used(own, "recomputed_tokens").mean())
+        size = parameters.get(model)
+        found.append(
+            Line(
+                model=model,
+                strategy=strategy,
+                budget=budget,
+                task=task,
+                accuracy=share(right(own), places(own)),
+                gain=None if own is base else paired(own, base),
+                sampled=mean["sampled_tokens"],
+                charged=float(np.mean([charged(a) for a in own])),
+                computed=mean["computed_tokens"],
+                passes=mean["passes"],
+                seconds=mean["seconds"],
+                flops=None if size is None else 2.0 * size * mean["computed_tokens"],
+                problems=len(own),
+                failed=sum(a.notes[:1] != () and a.notes[0].startswith("failed: ") for a in own),
+            )
+        )
+    accuracy = [line.accuracy.value for line in found]
+    tokens = set(frontier([line.charged for line in found], accuracy))
+    seconds = set(frontier([line.seconds for line in found], accuracy))
+    return [
+        Line(**{**line.__dict__, "cheapest_tokens": i in tokens, "cheapest_seconds": i in seconds})
+        for i, line in enumerate(found)
+    ]
+
+
+def charged(attempt: Attempt) -> int:
+    """Tokens that its budget was charged."""
+    usage = attempt.usage
+    return usage.prompt_tokens + usage.sampled_tokens + usage.forced_tokens
+
+
+def fair_gains(attempts: Sequence[Attempt]) -> tuple[list[str], dict[Key, Difference]]:
+    """Mean gains over the tasks that the first condition solves neither rarely nor nearly always.
+
+    Returns:
+        Those tasks, and for each other condition its gain over all their problems.
+    """
+    groups = by_condition(attempts)
+    base = next(iter(groups.values()))
+    tasks = []
+    for task in dict.fromkeys(attempt.task for attempt in base):
+        solved = right([attempt for attempt in base if attempt.task == task]).mean()
+        if FAIR[0] <= solved <= FAIR[1]:
+            tasks.append(task)
+    among = [a for a in base if a.task in tasks]
+    gains = {
+        key: gain
+        for key, own in groups.items()
+        if own is not base and (gain := paired(own, among)) is not None
+    }
+    return tasks, gains
+
+
+def short(strategy: str) -> str:
+    """A strategy for readers: what stands at its default left out."""
+    return brief(strategy, parse)
