@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from anabranch.bench import flaws, repeats
-from anabranch.bench.attempts import Attempt, Attempts, Sample, places, right, series, used
+from anabranch.bench.attempts import (
+    Attempt,
+    Attempts,
+    Sample,
+    confident,
+    places,
+    right,
+    series,
+    used,
+)
 from anabranch.bench.bounds import bounds
 from anabranch.bench.coverage import PowerLaw, fit_power_law, ks, pass_at_k
 from anabranch.bench.curves import Level, against_length, by_level, collapse, per_move
@@ -21,7 +30,6 @@ from anabranch.bench.intervals import Difference, Estimate, codes, difference, m
 from anabranch.bench.optimal import choose, frontier
 from anabranch.bench.tables import Column, Table, written
 from anabranch.errors import InputError
-from anabranch.verify.report import Report, report
 
 SURE = 0.5
 """Confidence from which an answer counts as accepted by its own strategy."""
@@ -80,8 +88,8 @@ def conditions(attempts: Attempts) -> Table:
             Column(
                 "guarded",
                 "share",
-                "accuracy on one half of the problems, unless the other half disagrees: "
-                "the best of many conditions looks better than it is",
+                "accuracy on one half of the problems, or where the other half disagrees the one "
+                "there, with a little noise: the best of many conditions looks better than it is",
             ),
             Column("tokens", "count", "sampled"),
             Column("computed", "count", "tokens run through the model"),
@@ -227,25 +235,11 @@ def _marks(pool: Sequence[Sample]) -> tuple[list[str | None], list[bool]]:
 # ---- confidence ----------------------------------------------------------------------------------
 
 
-def confident(own: Sequence[Attempt]) -> list[Attempt]:
-    """Attempts whose confidence says something: none where all have the same."""
-    known = [attempt for attempt in own if 0 <= attempt.confidence <= 1]
-    return known if len({attempt.confidence for attempt in known}) > 1 else []
-
-
-def reliability(own: Sequence[Attempt], name: str = "") -> Report:
-    """A strategy's confidence against the truth."""
-    return report(name, [attempt.confidence for attempt in own], right(own), codes(places(own)))
-
-
 def calibration(attempts: Attempts) -> Table | None:
     """How far confidence can be trusted."""
     rows = []
-    for name, every in attempts.by_condition.items():
-        own = confident(every)
-        if not own:
-            continue
-        found = reliability(own, name)
+    for name, found in attempts.reliability.items():
+        own = confident(attempts.by_condition[name])
         area = None
         if found.auc is not None and found.auc_low is not None and found.auc_high is not None:
             area = Estimate(found.auc, found.auc_low, found.auc_high)
@@ -275,8 +269,8 @@ def calibration(attempts: Attempts) -> Table | None:
 def retries(attempts: Attempts) -> Table | None:
     """What asking again until the strategy is sure could reach."""
     rows = []
-    for name, every in attempts.by_condition.items():
-        own = confident(every)
+    for name in attempts.reliability:
+        own = confident(attempts.by_condition[name])
         accepted = [attempt.confidence >= SURE for attempt in own]
         if len(set(accepted)) < 2:
             continue

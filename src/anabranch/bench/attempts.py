@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anabranch.bench.intervals import codes
 from anabranch.bench.top_two import TopTwo, top_two
 from anabranch.errors import InputError
 from anabranch.program.registry import Named
 from anabranch.program.types import Usage
 from anabranch.tasks import registry as tasks
+from anabranch.verify.report import Report, report
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,17 @@ class Attempts:
                 reliability.setdefault(name, []).append(value)
         return found, {name: statistics.fmean(values) for name, values in reliability.items()}
 
+    @cached_property
+    def reliability(self) -> dict[str, Report]:
+        """Each condition's confidence against the truth, where its confidence says something."""
+        found = {}
+        for name, every in self.by_condition.items():
+            own = confident(every)
+            if own:
+                ratings = [attempt.confidence for attempt in own]
+                found[name] = report(name, ratings, right(own), codes(places(own)))
+        return found
+
     def by_problem(self) -> dict[tuple[str, int], list[Attempt]]:
         """Attempts at each problem."""
         found: dict[tuple[str, int], list[Attempt]] = {}
@@ -158,6 +171,12 @@ def series(task: str) -> str:
     harder = tasks.difficulty(named.entry)
     others = {k: v for k, v in named.values.items() if harder is None or k != harder.name}
     return str(Named(named.entry, others)).removesuffix("()")
+
+
+def confident(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Attempts whose confidence says something: none where all have the same."""
+    known = [attempt for attempt in attempts if 0 <= attempt.confidence <= 1]
+    return known if len({attempt.confidence for attempt in known}) > 1 else []
 
 
 def right(attempts: Sequence[Attempt]) -> npt.NDArray[np.bool_]:

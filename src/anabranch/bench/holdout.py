@@ -28,7 +28,7 @@ class Guard:
     """
 
     def __init__(
-        self, *, threshold: float = 0.04, noise: float = 0.01, budget: int = 100, seed: int = 0
+        self, *, threshold: float = 0.04, noise: float = 0.005, budget: int = 100, seed: int = 0
     ) -> None:
         check_range("threshold", threshold, 0, 1e9)
         check_range("noise", noise, 0, 1e9)

@@ -133,12 +133,16 @@ def codes(names: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def _resampled(sums: F64, sizes: F64, seed: int) -> F64:
-    """Means of `RESAMPLES` draws of all clusters with replacement."""
+    """Means of `RESAMPLES` draws of all clusters with replacement.
+
+    Only how often each kind of cluster is drawn matters, and of kinds there are few.
+    """
+    kinds, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)
     draws, clusters = np.random.default_rng(seed), len(sums)
-    chances = np.full(clusters, 1 / clusters)
     means: list[F64] = []
-    rows = max(1, _CELLS // clusters)
+    rows = max(1, _CELLS // len(kinds))
     for first in range(0, RESAMPLES, rows):
-        weights = draws.multinomial(clusters, chances, size=min(rows, RESAMPLES - first))
-        means.append((weights @ sums) / (weights @ sizes))
+        many = min(rows, RESAMPLES - first)
+        drawn = draws.multinomial(clusters, counts / clusters, size=many) @ kinds
+        means.append(drawn[:, 0] / drawn[:, 1])
     return np.concatenate(means)

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anabranch.bench.analyses import (
     by_difficulty,
-    confident,
     coverage_curve,
     power_law,
-    reliability,
 )
 from anabranch.bench.attempts import Attempt, Attempts, places, right, used
 from anabranch.bench.intervals import Estimate, share
@@ -130,8 +128,12 @@ def _frontier(axis: Axes, attempts: Attempts, cost: str, colours: dict[str, str]
 def _place_labels(axis: Axes, labels: Sequence[_Label]) -> None:
     """Write names beside points, moved up or down until none covers another."""
     figure: Any = axis.figure
-    taken: list[tuple[float, float, float, float]] = []
     scale = figure.dpi / 72
+    points = [axis.transData.transform((x, y)) for x, y, _, _ in labels]
+    reach = 4 * scale
+    taken: list[tuple[float, ...]] = [
+        (x - reach, y - reach, x + reach, y + reach) for x, y in points
+    ]
     for x, y, text, colour in sorted(labels, key=lambda label: -label[1]):
         left, middle = axis.transData.transform((x, y))
         width, height = 5.2 * scale * len(text), 10.5 * scale
@@ -162,7 +164,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _inside(axis: Axes, box: tuple[float, ...]) -> bool:
     area = axis.get_window_extent()
-    across = area.x0 <= box[0] and box[2] <= area.x1 + 30
+    across = area.x0 <= box[0] and box[2] <= area.x1
     return bool(across and area.y0 <= box[1] and box[3] <= area.y1)
 
 
@@ -226,11 +228,7 @@ def _legend(figure: Figure, axis: Axes, columns: int = 0) -> None:
 
 def calibrations(attempts: Attempts) -> Figure | None:
     """How often answers are right, by how confident the strategy was of them."""
-    found = {
-        name: reliability(sure).bins
-        for name, own in attempts.by_condition.items()
-        if (sure := confident(own))
-    }
+    found = {name: told.bins for name, told in attempts.reliability.items()}
     if not found:
         return None
     with _style():
@@ -392,8 +390,13 @@ def _family(attempts: Attempts, name: str) -> str:
 
 
 def _families(attempts: Attempts) -> dict[str, str]:
-    """A colour for each strategy, the most accurate first; grey when they run out."""
-    names = dict.fromkeys(_family(attempts, name) for name, _ in _ranked(attempts))
+    """A colour for each strategy, those on the frontier first, then the most accurate; grey when
+    colours run out."""
+    ranked = _ranked(attempts)
+    cost = [float(used(own, "sampled_tokens").mean()) for _, own in ranked]
+    best = frontier(cost, [float(right(own).mean()) for _, own in ranked])
+    order = [ranked[i][0] for i in best[::-1]] + [name for name, _ in ranked]
+    names = dict.fromkeys(_family(attempts, name) for name in order)
     palette = [*COLOURS, *[MUTED] * len(names)]
     return dict(zip(names, palette, strict=False))
 

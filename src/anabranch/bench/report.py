@@ -69,15 +69,16 @@ def write_report(
             f"the folder cannot be made: {error.strerror}", got=str(folder), fix="name another one"
         ) from error
     tables = analyse(grouped)
+    words = findings(grouped)
     told = {key: str(value) for key, value in (provenance or {}).items()}
     found = {
         "title": title,
         "provenance": told,
-        "findings": findings(grouped),
+        "findings": words,
         "tables": {table.key: table.as_json() for table in tables},
     }
     figures = plots.figures(grouped)
-    page = render(grouped, tables, figures, title=title, provenance=told)
+    page = render(grouped, tables, figures, words, title=title, provenance=told)
     files = {
         "report.html": page.encode(),
         "report.json": (json.dumps(found, indent=2, allow_nan=False) + "\n").encode(),
@@ -119,6 +120,7 @@ def render(
     attempts: Attempts,
     tables: Sequence[Table],
     figures: Mapping[str, Figure],
+    words: Sequence[str],
     *,
     title: str,
     provenance: Mapping[str, str],
@@ -138,7 +140,7 @@ def render(
     links = [(table.key, table.title) for table in tables]
     links += [("problems", "Problem by problem"), ("provenance", "How this was made")]
     nav = "".join(f'<a href="#{key}">{_escape(name)}</a>' for key, name in links)
-    lead = "".join(f"<li>{_escape(line)}</li>" for line in findings(attempts))
+    lead = "".join(f"<li>{_escape(line)}</li>" for line in words)
     models = ", ".join(dict.fromkeys(a.model for a in attempts.all if a.model))
     count = (
         f"{len(attempts.by_condition)} conditions, {len(attempts.by_problem()):,} problems, "
@@ -205,7 +207,7 @@ def _section(table: Table, figure: str) -> str:
 def _head(column: Column) -> str:
     kind = ' class="text"' if column.kind == "text" else ""
     about = f' title="{_escape(column.about)}"' if column.about else ""
-    name = _escape(_cut(column.name, 40))
+    name = _escape(_cut(column.name, 40)).replace("(", "<wbr>(")
     return f'<th scope="col"{kind}><button type="button"{about}>{name}</button></th>'
 
 

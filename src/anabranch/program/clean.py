@@ -9,6 +9,11 @@ _STEERING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2
 
 def clean(text: str, keep: str = "\n\t") -> str:
     """Text without control characters (but `keep`), overrides of direction, and half characters."""
+    rest = text
+    for allowed in keep:
+        rest = rest.replace(allowed, "")
+    if rest.isprintable():  # nearly always, and fast
+        return text
     return "".join(
         c
         if c in keep or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _STEERING)

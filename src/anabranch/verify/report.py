@@ -181,8 +181,10 @@ def _interval(
     groups = [np.flatnonzero(problems == problem) for problem in np.unique(problems)]
     draws = np.random.default_rng(0)
     areas = []
+    alone = np.concatenate(groups) if len(groups) == len(ratings) else None
     for _ in range(RESAMPLES):
-        drawn = np.concatenate([groups[i] for i in draws.integers(len(groups), size=len(groups))])
+        picked = draws.integers(len(groups), size=len(groups))
+        drawn = np.concatenate([groups[i] for i in picked]) if alone is None else alone[picked]
         area = auc(ratings[drawn], right[drawn])
         if area is not None:
             areas.append(area)
