@@ -316,7 +316,9 @@ def _print_lines(found: Sequence[Line], several: bool) -> None:
         )
         for line in found
     ]
-    more = () if few else ("sampled", "computed", "passes", "GFLOPs", "problems", "failed")
+    more = (
+        () if few else ("sampled", "computed", "passes", "GFLOPs", "prefix", "problems", "failed")
+    )
     print_table(("accuracy", "gain", "tokens", "seconds", *more, "best by", "strategy"), rows)
 
 
@@ -330,6 +332,7 @@ def _more(line: Line) -> tuple[str, ...]:
         f"{line.computed:.0f}",
         f"{line.passes:.0f}",
         "unknown" if line.flops is None else f"{line.flops / 1e9:.0f}",
+        "" if line.prefix is None else f"{line.prefix.value:.1%}",
         f"{line.problems}",
         f"{line.failed}",
     )
@@ -396,6 +399,7 @@ def _results(
 def _plain(line: Line) -> dict[str, Any]:
     told = dataclasses.asdict(line)
     told["accuracy"] = line.accuracy._asdict()
+    told["prefix"] = None if line.prefix is None else line.prefix._asdict()
     told["gain"] = None if line.gain is None else line.gain._asdict()
     return told
 
