@@ -383,6 +383,12 @@ def test_the_command_line_measures_compares_and_recommends(tmp_path: Path) -> No
     assert "A is better" in told.stdout
     told = anabranch_("bench", "compare", path, path)
     assert "not decided" in told.stdout
+    better = str(tmp_path / "better.db")
+    flags[1] = "simulated(right=0.95)"
+    anabranch_("bench", *flags, "--problems", "12", "-o", better)
+    told = anabranch_("bench", "compare", better, path, "--json")
+    assert json.loads(told.stdout)[-1]["problems"] == 12
+    assert json.loads(told.stdout)[-1]["difference"]["value"] > 0
     told = anabranch_("recommend", "-t", "copy(digits=4)", "-b", "200", "-r", path)
     assert told.stdout.startswith("vote(n=16)\nexpect ")
     for wrong in (
