@@ -43,6 +43,8 @@ def model_path() -> Callable[[str], Path]:
 @pytest.fixture
 def own_methods() -> Iterator[None]:
     """What a test registers is forgotten at its end."""
+    for named in REGISTRIES.values():
+        named.discover()  # files are imported once: what they register must not be forgotten
     before = {kind: dict(named._entries) for kind, named in REGISTRIES.items()}
     yield
     for kind, entries in before.items():

@@ -22,6 +22,7 @@ from anabranch.bench.models import load_model
 from anabranch.bench.recommend import recommend
 from anabranch.bench.records import Records, Row
 from anabranch.bench.runner import Bench
+from anabranch.bench.scripted import scripted_engine
 from anabranch.bench.summary import charged, lines
 from anabranch.cli.main import app
 from anabranch.errors import (
@@ -31,11 +32,13 @@ from anabranch.errors import (
     ResourceError,
     UnsupportedError,
 )
+from anabranch.lm import LM
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.folds import majority
 from anabranch.reason.registry import parse, strategy
+from anabranch.tasks.registry import problems
 
 SMALL = {
     "models": ["simulated"],
@@ -221,6 +224,12 @@ def test_a_condition_that_cannot_run_is_skipped_with_its_reason(
     assert [column.done for column in bench.columns] == [1, 6]
     with Records(tmp_path / "r.db") as records:
         assert ["hidden" in c.skipped for c in records.conditions()] == [True, False]
+        records.skip(records.conditions()[1], "no reason any more")
+    run(tmp_path / "r.db", grid(strategies=["faulty", "single"]))
+    with Records(tmp_path / "r.db") as records:
+        assert ["hidden" in c.skipped for c in records.conditions()] == [True, False]
+        assert records.conditions()[1].skipped == ""
+    assert not list(tmp_path.glob("*-claims"))
 
 
 def test_what_finds_no_memory_is_put_off_not_blamed(
@@ -374,6 +383,12 @@ def test_the_command_line_measures_compares_and_recommends(tmp_path: Path) -> No
     assert "A is better" in told.stdout
     told = anabranch_("bench", "compare", path, path)
     assert "not decided" in told.stdout
+    better = str(tmp_path / "better.db")
+    flags[1] = "simulated(right=0.95)"
+    anabranch_("bench", *flags, "--problems", "12", "-o", better)
+    told = anabranch_("bench", "compare", better, path, "--json")
+    assert json.loads(told.stdout)[-1]["problems"] == 12
+    assert json.loads(told.stdout)[-1]["difference"]["value"] > 0
     told = anabranch_("recommend", "-t", "copy(digits=4)", "-b", "200", "-r", path)
     assert told.stdout.startswith("vote(n=16)\nexpect ")
     for wrong in (
@@ -383,3 +398,22 @@ def test_the_command_line_measures_compares_and_recommends(tmp_path: Path) -> No
         ["recommend", "-t", "copy", "-b", "0", "-r", path],
     ):
         assert anabranch_(*wrong).exit_code == 2
+
+
+def test_steps_are_counted_where_a_task_checks_them(tmp_path: Path) -> None:
+    """A model that carries out the first two operations of four, and then errs."""
+    posed = problems("procedures(steps=4)", 4)
+    written = {p.problem.text: "\n".join((*p.steps[:2], "The answer is nothing.")) for p in posed}
+    path = tmp_path / "r.db"
+    wanted = grid(tasks=["procedures(steps=4)"], strategies=["single"], problems=4)
+
+    def rule(prompt: str, reply: str) -> dict[str, float]:
+        text = next(text for question, text in written.items() if question in prompt)
+        return {text[len(reply) :]: 1.0}
+
+    run(path, wanted, load=lambda text: LM(scripted_engine(rule), text, "scripted"))
+    with Records(path) as records:
+        (line,) = lines(records.attempts(), {})
+    assert line.accuracy.value == 0
+    assert line.prefix is not None
+    assert line.prefix.value == pytest.approx(0.5)

@@ -10,10 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from anabranch.bench.records import Row
 from tests.test_bench import grid, rows, run
 
+Rows = dict[tuple[str, str, int, int], Row]
+
 STRATEGIES = ["single", "vote(n=8)", "beam(width=2)"]
-PROBLEMS = 30
+PROBLEMS = 16
 
 
 def start(path: Path, *more: str) -> subprocess.Popen[str]:
@@ -53,15 +58,17 @@ def wait_for(path: Path, some: int, bench: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def unbroken(tmp_path: Path) -> Path:
-    path = tmp_path / "whole.db"
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    path = tmp_path_factory.mktemp("unbroken") / "whole.db"
     run(path, grid(strategies=STRATEGIES, problems=PROBLEMS), together=40)
-    return path
+    return rows(path)
 
 
-def test_killed_twice_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    path, kept = tmp_path / "r.db", {}
-    for some in (10, 25):
+def test_killed_twice_it_ends_as_if_it_had_not_been(unbroken: Rows, tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    kept: Rows = {}
+    for some in (6, 16):
         bench = start(path)
         wait_for(path, some, bench)
         bench.kill()
@@ -73,31 +80,33 @@ def test_killed_twice_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     told = bench.communicate(timeout=60)
     assert bench.returncode == 0, told
     assert count(path) == PROBLEMS * len(STRATEGIES)
-    assert rows(path) == rows(unbroken(tmp_path))
+    assert rows(path) == unbroken
 
 
-def test_an_interrupted_bench_shows_what_it_has_and_goes_on_later(tmp_path: Path) -> None:
+def test_an_interrupted_bench_shows_what_it_has_and_goes_on_later(
+    unbroken: Rows, tmp_path: Path
+) -> None:
     path = tmp_path / "r.db"
     bench = start(path)
-    wait_for(path, 15, bench)
+    wait_for(path, 8, bench)
     bench.send_signal(signal.SIGINT)
     stdout, stderr = bench.communicate(timeout=30)
     assert bench.returncode == 130, stderr
     assert "beam(width=2)" in stdout
     assert "best by" in stdout
     assert stderr.splitlines()[-1] == "interrupted"
-    assert 15 <= count(path) < PROBLEMS * len(STRATEGIES)
+    assert 8 <= count(path) < PROBLEMS * len(STRATEGIES)
     run(path, grid(strategies=STRATEGIES, problems=PROBLEMS), together=40)
-    assert rows(path) == rows(unbroken(tmp_path))
+    assert rows(path) == unbroken
 
 
-def test_two_benches_on_one_file_share_the_work(tmp_path: Path) -> None:
+def test_two_benches_on_one_file_share_the_work(unbroken: Rows, tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     both = [start(path), start(path)]
     for bench in both:
         told = bench.communicate(timeout=60)
         assert bench.returncode == 0, told
-    assert rows(path) == rows(unbroken(tmp_path))
+    assert rows(path) == unbroken
     with sqlite3.connect(path) as db:
         shares = db.execute("SELECT count(*) FROM attempts GROUP BY session").fetchall()
     assert len(shares) == 2

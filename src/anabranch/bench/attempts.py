@@ -46,6 +46,8 @@ class Attempt:
         confidence: what the strategy thinks of its answer, in [0, 1].
         text: the text behind the answer.
         samples: every candidate.
+        prefix: share of the steps before the first wrong one; None where steps are not checked.
+        failed: there is no answer; the first note says why.
         trace: path of the saved tree; empty: none was kept.
         take: which run of the bench it comes from, where the same runs were made more than once.
     """
@@ -68,6 +70,8 @@ class Attempt:
     notes: tuple[str, ...] = ()
     trace: str = ""
     take: str = ""
+    prefix: float | None = None
+    failed: bool = False
 
     @property
     def place(self) -> tuple[str, int]:

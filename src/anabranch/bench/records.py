@@ -349,6 +349,8 @@ class Records:
                         samples=row.samples,
                         notes=(*failed, *row.notes),
                         trace=row.trace,
+                        prefix=row.prefix,
+                        failed=bool(row.error),
                     )
                 )
         return found

@@ -176,6 +176,8 @@ class Bench:
                     version=__version__,
                 )
             )
+            if condition.skipped:  # what it lacked may be here now
+                self.records.skip(condition, "")
             posed = self._posed[cell.task, cell.problem_seed]
             wanted = {(i, seed) for i in range(cell.problems) for seed in cell.seeds}
             for row in self.records.rows(condition):

@@ -10,7 +10,7 @@ import numpy as np
 
 from anabranch.bench.analyses import paired
 from anabranch.bench.attempts import Attempt, brief, places, right, used
-from anabranch.bench.intervals import Difference, Estimate, share
+from anabranch.bench.intervals import Difference, Estimate, mean, share
 from anabranch.bench.optimal import frontier
 from anabranch.errors import InputError
 from anabranch.reason.registry import parse
@@ -33,6 +33,8 @@ class Line:
             prompt, sampled and forced; computed includes what was computed again; seconds are its
             share of the passes' time.
         flops: 2 x parameters x computed tokens, attention left out; None if parameters are unknown.
+        prefix: prefix accuracy, the mean share of steps before the first wrong one; None where
+            steps cannot be checked.
         problems, failed: how many, and how many of them without an answer.
         cheapest_tokens, cheapest_seconds: no other is both at least as accurate and as cheap.
     """
@@ -49,6 +51,7 @@ class Line:
     passes: float
     seconds: float
     flops: float | None
+    prefix: Estimate | None
     problems: int
     failed: int
     cheapest_tokens: bool = False
@@ -104,11 +107,11 @@ def lines(
         )
     found = []
     for (model, strategy, budget), own in groups.items():
-        mean = {
+        means = {
             name: float(used(own, name).mean())
             for name in ("sampled_tokens", "passes", "seconds", "computed_tokens")
         }
-        mean["computed_tokens"] += float(used(own, "recomputed_tokens").mean())
+        means["computed_tokens"] += float(used(own, "recomputed_tokens").mean())
         size = parameters.get(model)
         found.append(
             Line(
@@ -118,14 +121,15 @@ def lines(
                 task=task,
                 accuracy=share(right(own), places(own)),
                 gain=None if own is base else paired(own, base),
-                sampled=mean["sampled_tokens"],
+                sampled=means["sampled_tokens"],
                 charged=float(np.mean([charged(a) for a in own])),
-                computed=mean["computed_tokens"],
-                passes=mean["passes"],
-                seconds=mean["seconds"],
-                flops=None if size is None else 2.0 * size * mean["computed_tokens"],
+                computed=means["computed_tokens"],
+                passes=means["passes"],
+                seconds=means["seconds"],
+                flops=None if size is None else 2.0 * size * means["computed_tokens"],
+                prefix=_prefix(own),
                 problems=len(own),
-                failed=sum(a.notes[:1] != () and a.notes[0].startswith("failed: ") for a in own),
+                failed=sum(a.failed for a in own),
             )
         )
     accuracy = [line.accuracy.value for line in found]
@@ -135,6 +139,11 @@ def lines(
         Line(**{**line.__dict__, "cheapest_tokens": i in tokens, "cheapest_seconds": i in seconds})
         for i, line in enumerate(found)
     ]
+
+
+def _prefix(own: Sequence[Attempt]) -> Estimate | None:
+    known = [attempt for attempt in own if attempt.prefix is not None]
+    return mean([a.prefix for a in known], places(known)) if known else None
 
 
 def charged(attempt: Attempt) -> int:

@@ -38,7 +38,7 @@ from anabranch.bench.summary import (
 from anabranch.cli.app import app
 from anabranch.cli.options import KV, Offline, Threads
 from anabranch.cli.terminal import print_json, print_table, show_progress
-from anabranch.errors import InputError, check_range, unknown_name
+from anabranch.errors import AnabranchError, InputError, check_range, unknown_name
 from anabranch.reason.registry import parse as parse_strategy
 from anabranch.tasks.registry import parse as parse_task
 
@@ -127,14 +127,20 @@ def run_grid(
         bench = Bench(wanted, records, together=together, traces=traces)
         with _watched(bench, quiet=as_json) as load:
             bench.load = lambda text: load(text, options)
+            stopped: BaseException | None = None
             try:
                 bench.run()
-                interrupted = False
-            except KeyboardInterrupt:
-                interrupted = True
-        conditions = [c.condition for c in bench.columns if c.condition is not None]
-        attempts = _asked_for(records.attempts(conditions), wanted)
-        sizes = {c.settings.model: c.settings.parameters for c in conditions}
+            except (KeyboardInterrupt, AnabranchError) as error:
+                stopped = error  # told after what there is by now
+        begun = {c.condition.id: (c.condition, c.cell) for c in bench.columns if c.condition}
+        attempts = [
+            attempt
+            for condition, cell in begun.values()
+            for attempt in records.attempts([condition])
+            # The records may hold more than is asked for.
+            if attempt.problem < cell.problems and attempt.seed in cell.seeds
+        ]
+        sizes = {c.settings.model: c.settings.parameters for c, _ in begun.values()}
         skipped = [c for c in bench.columns if c.skipped]
         sessions = records.sessions()
     if as_json:
@@ -147,8 +153,8 @@ def run_grid(
         for note in bench.notes:
             print(f"note: {note}")
         print(f"kept in {out}", file=sys.stderr)
-    if interrupted:
-        raise KeyboardInterrupt
+    if stopped is not None:
+        raise stopped
 
 
 def _grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:
@@ -158,13 +164,6 @@ def _grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:
         if key not in flags:
             raise InputError("nothing says what to run", fix=f"name a grid file, or give --{flag}")
     return build_grid(flags, lambda key, value: f"the flags for {key}")
-
-
-def _asked_for(attempts: Sequence[Attempt], grid: Grid) -> list[Attempt]:
-    """Those of this grid: the records may hold more problems and seeds."""
-    seeds = {seed for cell in grid.cells for seed in cell.seeds}
-    most = max(cell.problems for cell in grid.cells)
-    return [a for a in attempts if a.seed in seeds and a.problem < most]
 
 
 # ---- watching ----------------------------------------------------------------------------------
@@ -316,7 +315,9 @@ def _print_lines(found: Sequence[Line], several: bool) -> None:
         )
         for line in found
     ]
-    more = () if few else ("sampled", "computed", "passes", "GFLOPs", "problems", "failed")
+    more = (
+        () if few else ("sampled", "computed", "passes", "GFLOPs", "prefix", "problems", "failed")
+    )
     print_table(("accuracy", "gain", "tokens", "seconds", *more, "best by", "strategy"), rows)
 
 
@@ -330,6 +331,7 @@ def _more(line: Line) -> tuple[str, ...]:
         f"{line.computed:.0f}",
         f"{line.passes:.0f}",
         "unknown" if line.flops is None else f"{line.flops / 1e9:.0f}",
+        "" if line.prefix is None else f"{line.prefix.value:.1%}",
         f"{line.problems}",
         f"{line.failed}",
     )
@@ -393,6 +395,7 @@ def _results(
 def _plain(line: Line) -> dict[str, Any]:
     told = dataclasses.asdict(line)
     told["accuracy"] = line.accuracy._asdict()
+    told["prefix"] = None if line.prefix is None else line.prefix._asdict()
     told["gain"] = None if line.gain is None else line.gain._asdict()
     return told
 
@@ -466,10 +469,13 @@ def _sides(a: str, b: str, records: Path) -> tuple[list[Attempt], list[Attempt]]
         for path in (a, b):
             with Records(path) as kept:
                 sides.append(kept.attempts())
-        # Two files may hold different models, or the same under different code.
-        return [dataclasses.replace(x, model="") for x in sides[0]], [
-            dataclasses.replace(x, model="") for x in sides[1]
-        ]
+        models = [{attempt.model for attempt in side} for side in sides]
+        if models[0] != models[1]:
+            if max(map(len, models)) > 1:
+                names = ["; ".join(sorted(own)) for own in models]
+                raise InputError("the files hold different sets of models", got=" and ".join(names))
+            sides = [[dataclasses.replace(x, model="") for x in side] for side in sides]
+        return sides[0], sides[1]
     with Records(records) as kept:
         attempts = kept.attempts()
     found = []
