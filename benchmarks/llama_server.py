@@ -24,6 +24,9 @@ START_SECONDS = 120.0
 ROOM = 1024
 """Tokens of context for each slot; all slots share one cache, so one may take more."""
 
+FLASH_BELOW = 16
+"""Flash attention is faster for few slots and slower for many, as with sequences (README.md)."""
+
 _COUNTERS = ("prompt_tokens_total", "tokens_predicted_total")
 
 
@@ -50,9 +53,10 @@ class LlamaServer:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+        flash = "on" if slots < FLASH_BELOW else "off"
         options = (
             f"--parallel {slots} --kv-unified --ctx-size {slots * ROOM} --threads {threads} "
-            f"--threads-batch {threads} --flash-attn off --no-cache-idle-slots "
+            f"--threads-batch {threads} --flash-attn {flash} --no-cache-idle-slots "
             "--samplers temperature --metrics --no-ui --offline"
         )
         self.settings = f"llama-server {options}"

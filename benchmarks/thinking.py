@@ -32,6 +32,10 @@ OURS, ITS_HUB, OPTILLM = "anabranch", "its_hub", "optillm"
 GOAL_N, GOAL_TIMES = 16, 5.0
 """From this number of samples on, we are to be so many times as fast."""
 
+SYSTEM = "You are a helpful assistant."
+"""Said to everyone, since optillm always sends a system's text and templates put one of their own
+where there is none."""
+
 FANOUT = 4
 """Ways that a step of a beam is tried; of n samples a round, n / FANOUT are kept."""
 
@@ -158,7 +162,7 @@ def table(matches: list[Match], n: int) -> str:
     ]
     for m in matches:
         shares = (
-            f"{share:.0%} ({low:.0%} to {high:.0%})"
+            f"{share:.0%} ({max(0, low):.0%} to {high:.0%})"
             for share, (low, high) in zip(m.right, m.intervals, strict=True)
         )
         mean, low, high = m.difference
@@ -230,16 +234,14 @@ class Contest:
     def _solve(self, entrant: Entrant, posed: Posed, seed: int) -> Solved:
         """One problem. Clocks run in the worker; the server's counters are read outside of them."""
         worker, problem = self._workers[entrant.engine], posed.problem
-        # Put so that each library takes it as it is: instructions as the system's text.
-        system = f"{STEPS} {ending(problem)}"
+        question = f"{stated_question(problem)}\n\n{STEPS} {ending(problem)}"
         if entrant.engine == OURS:
-            told = {"text": problem.text, "system": system, "kind": problem.kind}
-            told |= {"choices": problem.choices, "context": problem.context}
+            told = {"text": question, "system": SYSTEM, "kind": problem.kind}
             reply = worker.ask("think", problem=told, seed=seed, **entrant.arguments)
             answer, tokens = reply["answer"], reply["tokens"]
         else:
-            question, before = stated_question(problem), self._count()
-            reply = worker.ask("think", system=system, question=question, **entrant.arguments)
+            before = self._count()
+            reply = worker.ask("think", system=SYSTEM, question=question, **entrant.arguments)
             answer, tokens = extract(reply["text"], problem) or "", self._count() - before
         return Solved(posed.check(answer), reply["seconds"], tokens)
 
@@ -308,10 +310,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--n", type=int, default=16, help=f"samples, a multiple of {FANOUT}")
+    parser.add_argument("--strategies", nargs="+", help="some of ours, with their peers")
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "words"])
     parser.add_argument("--problems", type=int, default=10, help="of each task, at most")
     parser.add_argument("--minutes", type=float, default=28.0, help="begin no round after that")
-    parser.add_argument("--max-tokens", type=int, default=256, help="of an answer in one piece")
+    parser.add_argument("--max-tokens", type=int, default=160, help="of an answer in one piece")
     parser.add_argument("--seed", type=int, default=0, help="of the problems")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write or print JSON")
@@ -325,6 +328,10 @@ def main() -> None:
     by_task = [problems(name, options.problems, options.seed) for name in options.tasks]
     rounds = [list(posed) for posed in zip(*by_task, strict=True)]
     pairs = entrants(options.n, options.max_tokens)
+    known = [ours.method for ours, _ in pairs]
+    if unknown := set(options.strategies or ()) - set(known):
+        parser.error(f"no strategy {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    pairs = [pair for pair in pairs if pair[0].method in (options.strategies or known)]
     model, threads = Path(resolve(options.model)), told["features"]["threads"]
     with ExitStack() as stack:
         workers, count, about = start(model, threads, options.n, stack)

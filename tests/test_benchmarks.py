@@ -93,7 +93,7 @@ class Thinker:
         asked = arguments["problem"]["text"] if "problem" in arguments else arguments["question"]
         if len(self.seeds) > self.fails_at:
             raise WorkerError("gone")
-        answer = self.answers(asked)
+        answer = self.answers(asked.partition("\n")[0])
         return {"seconds": self.seconds, "answer": answer, "text": f"The answer is {answer}.",
                 "tokens": 10}  # fmt: skip
 

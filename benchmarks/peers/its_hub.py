@@ -69,15 +69,17 @@ class Client(OpenAICompatibleLanguageModel):  # type: ignore[misc]
     def _note(self, messages: Any, reply: dict[str, Any], *, stepwise: bool) -> None:
         told = reply.pop("_raw_choice")["logprobs"]
         drawn = told["content"] if told else []
-        reply["content"] = text = reply["content"] or ""
+        before = messages[-1].content if messages[-1].role == "assistant" else ""
+        # llama-server tells the whole turn, its_hub expects what is new, as vLLM tells it.
+        text = (reply["content"] or "").removeprefix(before)
         # What ends a text by itself has no text.
         ended = bool(drawn) and not drawn[-1]["token"]
         if stepwise and (ended or _STATED.search(text)):
-            reply["content"] += END
-        before = messages[-1].content if messages[-1].role == "assistant" else ""
+            text += END
+        reply["content"] = text
         logp, tokens = self._paths.get(before.removesuffix(STEP), (0.0, 0))
         logp += sum(token["logprob"] for token in drawn)
-        self._paths[before + reply["content"]] = logp, tokens + len(drawn)
+        self._paths[before + text] = logp, tokens + len(drawn)
 
 
 class Outcome(AbstractOutcomeRewardModel):  # type: ignore[misc]
