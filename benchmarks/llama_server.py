@@ -78,9 +78,16 @@ class LlamaServer:
             raise
 
     def tokens(self) -> int:
-        """Tokens computed so far, by its own count: of prompts, cached ones left out, and drawn."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as reply:
-            text = reply.read().decode()
+        """Tokens computed so far, by its own count: of prompts, cached ones left out, and drawn.
+
+        Raises:
+            WorkerError: it does not answer.
+        """
+        try:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as reply:
+                text = reply.read().decode()
+        except OSError as error:
+            raise WorkerError(f"llama-server does not answer: {error}") from None
         found = (re.search(rf"^llamacpp:{name} (\S+)$", text, re.M) for name in _COUNTERS)
         return sum(int(float(match[1])) for match in found if match)
 

@@ -198,9 +198,10 @@ class Contest:
         """Rounds of problems, until one more might not end in time; tells of each."""
         everyone = [entrant for ours, peers in self.pairs for entrant in (ours, *peers)]
         named = {str(e): e for e in everyone if e.engine in self._workers}
-        for engine in self._workers:  # what is loaded or made once is nobody's time
-            first = next(e for e in named.values() if e.engine == engine)
-            self._solve(first, rounds[0][0], seed=0)
+        # What is loaded or made once is nobody's time.
+        for first in {e.engine: e for e in reversed(named.values())}.values():
+            self._enter(first, rounds[0][0], 0, named)
+        self.solved.clear()
         began, longest, turn = time.perf_counter(), 0.0, 0
         for place, posed in enumerate(rounds, 1):
             started = time.perf_counter()
@@ -211,13 +212,7 @@ class Contest:
                 turn += 1
                 for name in _rotated(list(named), turn):
                     seed = turn * len(everyone) + everyone.index(named[name])
-                    try:
-                        solved = self._solve(named[name], one, seed)
-                    except WorkerError as error:
-                        say(f"{name} is left out from here on: {error}")
-                        del named[name]
-                        continue
-                    self.solved.setdefault(name, []).append(solved)
+                    self._enter(named[name], one, seed, named)
             seconds = time.perf_counter() - started
             longest = max(longest, seconds)
             say(f"round {place} of {len(rounds)}: {seconds:.0f} s")
@@ -228,8 +223,17 @@ class Contest:
             match(str(ours), str(peer), self.solved)
             for ours, peers in self.pairs
             for peer in peers
-            if str(ours) in self.solved and str(peer) in self.solved
+            if self.solved.get(str(ours)) and self.solved.get(str(peer))
         ]
+
+    def _enter(self, entrant: Entrant, posed: Posed, seed: int, named: dict[str, Entrant]) -> None:
+        """One problem; an entrant that cannot do it is left out from then on, with a line."""
+        name = str(entrant)
+        try:
+            self.solved.setdefault(name, []).append(self._solve(entrant, posed, seed))
+        except WorkerError as error:
+            say(f"{name} is left out from here on: {error}")
+            del named[name]
 
     def _solve(self, entrant: Entrant, posed: Posed, seed: int) -> Solved:
         """One problem. Clocks run in the worker; the server's counters are read outside of them."""
@@ -248,7 +252,7 @@ class Contest:
 
 def _rotated(names: list[str], by: int) -> list[str]:
     """The same in another order, so that nobody always comes first."""
-    by %= len(names)
+    by %= max(1, len(names))
     return names[by:] + names[:by]
 
 
