@@ -31,8 +31,8 @@ class WorkerError(Exception):
 class Worker:
     """One engine with one model, as `peers/protocol.py` says."""
 
-    def __init__(self, module: str, model: Path, threads: int) -> None:
-        """Start and load. Raises WorkerError."""
+    def __init__(self, module: str, model: Path, threads: int, **options: Any) -> None:
+        """Start and load, with what else it must be told. Raises WorkerError."""
         ours = module == "anabranch"
         python = sys.executable if ours else str(peers_python())
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as it runs)
@@ -46,7 +46,8 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
         )
         try:
-            self.about: Reply = self._send({"model": str(model), "threads": threads})["about"]
+            loaded = self._send({"model": str(model), "threads": threads, **options})
+            self.about: Reply = loaded["about"]
         except BaseException:
             self.close()
             raise

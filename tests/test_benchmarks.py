@@ -69,3 +69,68 @@ def test_every_survivor_of_a_round_goes_on_twice():
     for parent in reach._parents():
         assert set(Counter(parent).values()) == {2}
         assert all(parent[source] == source for source in parent)
+
+
+class Thinker:
+    """A worker that solves what it is told to, with answers as the contest asks for them."""
+
+    def __init__(self, seconds, answers, fails_at=99):
+        self.seconds, self.answers, self.fails_at, self.seeds = seconds, answers, fails_at, []
+
+    def ask(self, task, **arguments):
+        from workers import WorkerError
+
+        self.seeds.append(arguments.get("seed"))
+        asked = arguments["problem"]["text"] if "problem" in arguments else arguments["question"]
+        if len(self.seeds) > self.fails_at:
+            raise WorkerError("gone")
+        answer = self.answers(asked.partition("\n")[0])
+        return {"seconds": self.seconds, "answer": answer, "text": f"The answer is {answer}.",
+                "tokens": 10}  # fmt: skip
+
+
+def contest(ours, theirs):
+    import itertools
+
+    from thinking import OURS, Contest, Entrant
+
+    from anabranch.program.types import Problem
+    from anabranch.tasks.registry import Posed
+
+    tokens = itertools.count(0, 25)
+    pairs = [(Entrant(OURS, "vote"), [Entrant("peer", "sc"), Entrant("absent", "bon")])]
+    rounds = [[Posed(Problem(f"{k}", kind="number"), f"{k}")] for k in range(4)]
+    made = Contest(pairs, {OURS: ours, "peer": theirs}, lambda: next(tokens))
+    made.run(rounds, minutes=1)
+    return made
+
+
+def test_methods_meet_on_the_same_problems_and_are_told_apart():
+    from thinking import table
+
+    ours = Thinker(0.5, lambda asked: asked)
+    theirs = Thinker(3.0, lambda asked: asked if asked != "3" else "77")
+    (one,) = contest(ours, theirs).matches()
+    assert (one.problems, one.right, one.seconds, one.times) == (4, (1.0, 0.75), (0.5, 3.0), 6.0)
+    assert one.tokens == (10, 25)
+    assert one.reached
+    # A seed comes once, so that no strategy draws what another drew; the first is to warm up.
+    assert len(ours.seeds) == len(set(ours.seeds)) == 5
+    assert "6.0x" in table([one], 16)
+    assert "reached" in table([one], 16)
+    assert "reached" not in table([one], 8)
+
+
+def test_fast_and_wrong_is_no_goal_reached():
+    ours, theirs = Thinker(0.1, lambda asked: "77"), Thinker(3.0, lambda asked: asked)
+    (one,) = contest(ours, theirs).matches()
+    assert one.times == 30
+    assert not one.reached
+    (one,) = contest(Thinker(1.0, str), Thinker(4.9, str)).matches()
+    assert not one.reached
+
+
+def test_a_peer_that_fails_is_compared_as_far_as_it_came(capsys):
+    made = contest(Thinker(1.0, str), Thinker(2.0, str, fails_at=3))
+    assert [one.problems for one in made.matches()] == [2]
+    assert "peer sc is left out from here on: gone" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ from typing import Any
 import anabranch
 from anabranch.backends.native import NativeBackend
 from anabranch.program.branch import Branch
+from anabranch.program.run import Run
+from anabranch.program.types import Problem
+from anabranch.reason.prompts import messages
+from anabranch.reason.registry import parse
+from anabranch.reason.solve import think
 from peers.protocol import serve
 
 
@@ -25,6 +31,7 @@ class Anabranch:
         self._backend = self._decoder.backend
         # An end of text stops a branch, so it is kept from being drawn.
         self._endless = dict.fromkeys(self.lm.tokenizer.ends, -1e9)
+        self._scopes = itertools.count()
 
     def about(self) -> dict[str, Any]:
         features = self._backend.features()
@@ -89,6 +96,22 @@ class Anabranch:
             scores.extend(step.logp for step in done)
 
         return {**self._timed(prompt, score), "scores": scores}
+
+    def think(self, strategy: str, problem: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Solve one problem from an empty cache, as no strategy may find what another computed."""
+        run, named, scope = Run(seed=seed), parse(strategy), str(next(self._scopes))
+
+        def root(problem: Problem, run: Run) -> Branch:
+            return self.lm.engine.open(messages(problem), seed=seed, run=run, scope=scope)
+
+        began = time.perf_counter()
+        program = think(Problem(**problem), root, named, run, model=self.lm.name)
+        answer = self.lm.run(program)
+        return {
+            "seconds": time.perf_counter() - began,
+            "answer": answer.answer,
+            "tokens": answer.usage.computed_tokens + answer.usage.recomputed_tokens,
+        }
 
     # ---- about itself --------------------------------------------------------------------------
 

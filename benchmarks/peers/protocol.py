@@ -17,6 +17,9 @@ A peer is one file with a class that offers these tasks, or some of them:
     options(prompt, options)            the log-probability of each option after the prompt
 
 All draw at temperature 1 from the whole distribution; an end of text is as good as any token.
+The peers of `thinking.py` offer one task, whose prompts are text, since they think in texts:
+
+    think(method, system, question, ...)    seconds to the solution that a method settles on
 """
 
 from __future__ import annotations
