@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -118,6 +119,18 @@ def test_what_is_wrong_with_a_grid_is_said_with_its_line(
     path.write_text("\n".join([text, *([] if "grid =" in text else rest)]))
     with pytest.raises(InputError, match=f"(?s){message}"):
         read_grid(path)
+
+
+def test_the_ready_grids_and_the_documented_one_are_valid(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    ready = {path.stem: read_grid(path) for path in (root / "benchmarks").glob("*.toml")}
+    assert ready.keys() >= {"grid", "noisy", "tiny", "vote"}
+    assert len({cell.task for cell in ready["grid"].cells}) >= 8
+    assert len({cell.strategy for cell in ready["grid"].cells}) >= 12
+    example = re.search(r"```toml\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL)
+    assert example is not None
+    (tmp_path / "example.toml").write_text(example[1])
+    assert len(read_grid(tmp_path / "example.toml").cells) == 4
 
 
 def test_a_grid_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
