@@ -1,4 +1,4 @@
-"""Writes strategies.md from what is registered: `python docs/strategies.py`."""
+"""Writes strategies.md and tasks.md from what is registered: `python docs/strategies.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from anabranch.cli.strategies import TOLD, describe
 from anabranch.program.registry import Entry
 from anabranch.reason.registry import strategies
+from anabranch.tasks.registry import tasks
 from anabranch.verify.registry import judges
 
 HEAD = """# Strategies and judges
@@ -17,6 +18,15 @@ entries. This page is written by `python docs/strategies.py`.
 """
 
 
+HEAD_OF_TASKS = """# Tasks
+
+What strategies are measured by. A problem depends on the task, its parameters, a seed and its place
+alone; `anabranch tasks NAME` prints one of these entries with two problems. Where a task has a
+difficulty, that parameter makes its problems harder as it grows. This page is written by
+`python docs/strategies.py`.
+"""
+
+
 def section(entry: Entry) -> str:
     """One entry: what it does, where it comes from, what it takes."""
     told = describe(entry)
@@ -24,7 +34,7 @@ def section(entry: Entry) -> str:
     table = ["| parameter | default | allowed |", "|---|---|---|", *rows, ""] if rows else []
     parts = [f"### `{told['name']}`", "", told["summary"], "", told["about"], ""]
     parts += [f"- {title}: {told[field]}" for field, title in TOLD.items() if field in told]
-    parts += [""] * ("cost" in told)
+    parts += [""] * any(field in told for field in TOLD)
     return "\n".join([*parts, f"*{told['paper']}*", "", *table])
 
 
@@ -34,5 +44,11 @@ def page() -> str:
     return "\n".join([*parts, "## Judges\n", *map(section, judges())])
 
 
+def page_of_tasks() -> str:
+    """The page of tasks."""
+    return "\n".join([HEAD_OF_TASKS, *map(section, tasks())])
+
+
 if __name__ == "__main__":
-    Path(__file__).with_suffix(".md").write_text(page(), encoding="utf-8")
+    for name, text in (("strategies", page()), ("tasks", page_of_tasks())):
+        Path(__file__).with_name(f"{name}.md").write_text(text, encoding="utf-8")

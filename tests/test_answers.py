@@ -16,6 +16,8 @@ MATHS = Problem("How many apples?")
 OPEN = Problem("What is the capital of France?")
 CHOICE = Problem("Which?", choices=("red apple", "green", "blue"))
 
+EXACT, WHOLE = Problem("x", kind="exact"), Problem("x", kind="whole")
+
 
 @pytest.mark.parametrize(
     ("text", "answer"),
@@ -56,6 +58,29 @@ CHOICE = Problem("Which?", choices=("red apple", "green", "blue"))
 )
 def test_number_problem(text: str, answer: str | None) -> None:
     assert extract(text, MATHS) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is A, the 3.", "A, the 3"),
+        ("Answer: **13, 12**", "13, 12"),
+        (r"So \boxed{(1 + 2) * (3 + 4)}", "(1 + 2) * (3 + 4)"),
+        ("The answer is: `2**3 = 8`.", "2**3 = 8"),
+        ("The answer is\n  AB  AC", "AB AC"),
+        ("The answer is " + "AB, " * 500 + "AC", "AB, " * 500 + "AC"),
+        ("It is 7.", None),
+    ],
+)
+def test_an_exact_answer_is_taken_as_it_stands(text: str, answer: str | None) -> None:
+    assert extract(text, EXACT) == answer
+
+
+def test_a_whole_text_is_its_own_answer_once_it_is_finished() -> None:
+    text = "\n    return 5  # The answer is 7.\n\n"
+    assert extract(text, WHOLE) == "    return 5  # The answer is 7."
+    assert extract(text, WHOLE, done=False) is None
+    assert extract(" \n", WHOLE) is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +142,7 @@ def test_fractions_are_reduced(above: int, below: int, factor: int) -> None:
 PLAIN = st.text(st.characters(exclude_characters="\\*`"), max_size=300)  # no LaTeX, no Markdown
 
 
-@given(PLAIN, st.sampled_from([MATHS, OPEN, CHOICE, Problem("x", kind="number")]))
+@given(PLAIN, st.sampled_from([MATHS, OPEN, CHOICE, EXACT, WHOLE, Problem("x", kind="number")]))
 def test_normal_form_is_a_fixed_point(text: str, problem: Problem) -> None:
     once = normalise(text, problem)
     if once is not None:
@@ -133,7 +158,7 @@ def test_text_form_ignores_case_articles_and_edges(text: str) -> None:
 
 @given(st.text(alphabet="answer is:#\\boxed{}0123456789.,/$%-=() \n²é٣"), st.booleans())
 def test_any_text_can_be_read(text: str, done: bool) -> None:
-    for problem in (MATHS, OPEN, CHOICE):
+    for problem in (MATHS, OPEN, CHOICE, EXACT, WHOLE):
         answer = extract(text, problem, done=done)
         assert answer is None or answer
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from anabranch.bench import plots, report
 from anabranch.bench.analyses import analyse, findings, paired
-from anabranch.bench.attempts import Attempt, Attempts, Sample, series
+from anabranch.bench.attempts import Attempt, Attempts, Sample, brief, series
 from anabranch.bench.intervals import Difference, Estimate
 from anabranch.bench.records import Records, Row, Settings
 from anabranch.bench.report import write_report
@@ -24,6 +24,8 @@ from anabranch.cli.main import app
 from anabranch.errors import InputError, ResourceError
 from anabranch.program.trace import Trace
 from anabranch.program.types import Usage
+from anabranch.reason.registry import parse
+from anabranch.tasks.registry import parse as parse_task
 from tests.attempts import STRATEGIES, TASKS, attempts
 
 
@@ -85,7 +87,7 @@ def test_what_the_simulation_put_in_comes_out() -> None:
     for worst, mean, majority, best in (row[2:6] for row in limits.values()):
         assert worst <= mean <= best
         assert worst <= majority <= best
-    assert set(limits) == {name for name, (count, _) in STRATEGIES.items() if count > 1}
+    assert set(limits) == {brief(s, parse) for s, (count, _) in STRATEGIES.items() if count > 1}
     gap = column(found["coverage"], "gap")["vote(n=16)"]
     assert gap.low > 0.1
     # Harder levels of arithmetic are worse by construction, and length means nothing within one.
@@ -129,6 +131,16 @@ def test_models_and_budgets_tell_conditions_apart() -> None:
     assert list(Attempts(runs).by_condition) == ["a · 512 tokens · m", "a · 512 tokens · n"]
 
 
+def test_what_stands_at_its_default_is_left_out_where_nothing_is_lost() -> None:
+    long = "vote(n=9, temperature=0.8, top_p=1.0, max_tokens=512)"
+    runs = tried(long, [True]) + tried("no such strategy(x=1)", [True])
+    assert list(Attempts(runs).by_condition) == ["vote(n=9)", "no such strategy(x=1)"]
+    # As from a version that had fewer parameters.
+    assert list(Attempts(runs + tried("vote(n=9)", [True])).by_condition) == [
+        long, "no such strategy(x=1)", "vote(n=9)",
+    ]  # fmt: skip
+
+
 def test_cells_for_readers_and_for_programs() -> None:
     found = Estimate(0.5, 0.25, 0.75)
     assert written(found, "share") == "50.0% (25.0% to 75.0%)"
@@ -160,7 +172,7 @@ def test_parameters_other_than_difficulty_keep_series_apart() -> None:
 
 def kept(path: Path, right: Sequence[bool], text: str = "abc") -> Path:
     """Records of one condition."""
-    settings = Settings("toy", "f", None, "single()", None, "copy(digits=4)", 0, "1")
+    settings = Settings("toy", "f", None, "single(temperature=0.0)", None, "copy(digits=4)", 0, "1")
     with Records(path, create=True) as records:
         condition, session = records.condition(settings), records.begin({"cores": 2, "system": "x"})
         for i, r in enumerate(right):
@@ -175,7 +187,7 @@ def test_the_command_writes_a_report_of_records(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(file), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "66.7% (" in done.stdout
-    assert "single() is right most often" in done.stdout
+    assert "single is right most often" in done.stdout
     assert str(out / "report.html") in done.stdout
     assert json.loads((out / "report.json").read_text())["provenance"]["cores"] == "2"
 
@@ -314,7 +326,8 @@ def test_json_has_what_the_tables_have(folder: Path) -> None:
     first = found["tables"]["conditions"][0]
     assert first["condition"] == "single"
     assert set(first["accuracy"]) == {"value", "low", "high"}
-    assert set(found["tables"]["tasks"][0]) == {"condition", *TASKS}
+    names = {brief(task, parse_task) for task in TASKS}
+    assert set(found["tables"]["tasks"][0]) == {"condition", *names}
 
 
 def test_trees_are_drawn_and_broken_ones_are_said_to_be(tmp_path: Path) -> None:

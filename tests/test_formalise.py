@@ -87,6 +87,17 @@ def test_a_program_is_corrected_by_what_went_wrong() -> None:
     assert "3 of 3 translations could not be solved" in failed.notes[0]
 
 
+def test_one_program_that_works_leaves_everything_as_it_was() -> None:
+    table = {block("print(4)"): 0.2, block("print(2 / 0)"): 0.8}
+    answers = [
+        solve(table, f"pal(n=12, retries=0, temperature=1, fallback='{fallback}')", seed=4)
+        for fallback in ("vote", "none")
+    ]
+    assert answers[0].candidates == answers[1].candidates
+    assert answers[0].notes == answers[1].notes
+    assert {candidate.answer for candidate in answers[0].candidates} == {"4", None}
+
+
 def test_a_stated_answer_without_a_program_does_not_vote() -> None:
     table = {"The answer is 9.": 0.9, block("print(4)"): 0.1}
     answer = solve(table, "pal(n=40, retries=0, temperature=1)", seed=1)
@@ -314,6 +325,34 @@ def test_every_different_idea_is_implemented() -> None:
     assert [c.answer for c in both.candidates].count("25") == 2
     likeliest = solve(rule, strategy.format(1), problem=PAIRS)
     assert "2 of 2 translations could not be solved" in likeliest.notes[0]
+
+
+# ---- when nothing can be solved ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("pal", "?"), ("linc", STORY), ("solver_learner", PAIRS), ("hypothesis_search", PAIRS)],
+)
+def test_where_no_translation_can_be_solved_chains_of_thought_vote(name: str, problem: str) -> None:
+    """A program's text may have a number in it, which is no answer."""
+    broken = "(" * 60 if name == "linc" else "9 /"  # too long for a formula; no program
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if prompt.strip() == problem:
+            return replies({"The answer is 4.": 0.7, "Answer: 5": 0.3})(prompt, reply)
+        return replies({broken: 1.0})(prompt, reply)
+
+    note = "no translation could be solved: chains of thought vote"
+    answer = solve(rule, f"{name}(n=9)", problem=problem, seed=1)
+    votes = [candidate.answer for candidate in answer.candidates]
+    assert set(votes) == {"4", "5"}
+    assert len(votes) == 9
+    assert answer.confidence == votes.count("4") / 9
+    assert note in answer.notes
+    alone = solve(rule, f"{name}(n=9, fallback='none')", problem=problem, seed=1)
+    assert note not in alone.notes
+    assert not any("answer" in candidate.text.lower() for candidate in alone.candidates)
 
 
 # ---- tactics -------------------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
+import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import anabranch
 from anabranch.cli import judges as commands  # noqa: F401 - registers the commands
+from anabranch.cli import terminal
 from anabranch.cli.app import app
-from anabranch.errors import FileFormatError, InputError
+from anabranch.errors import FileFormatError, InputError, ResourceError
 from anabranch.lm import LM
 from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine
@@ -335,7 +341,7 @@ def test_judges_are_told_apart() -> None:
     assert [r.auc_within for r in reports] == [0.0, 1.0, (2 * 0 + 0.5) / 3]
     assert [r.tokens > 0 for r in reports] == [False, True, False]
     assert reports[1].brier == pytest.approx(6 * 0.2**2 / 18, abs=1e-3)
-    assert reports[1].judge == "self_rating(scale='verdict', prior='none')"
+    assert reports[1].judge == "self_rating(of='steps', scale='verdict', prior='none')"
 
 
 def test_unfinished_solutions_need_a_judge_that_may() -> None:
@@ -391,7 +397,57 @@ def test_fit_then_report(records_file: Path, tmp_path: Path) -> None:
     assert value["judge"] == judge
     table = anabranch_("judge-report", str(records_file))
     assert table.stdout.splitlines()[0] == "18 solutions, 6 of them right"
-    assert "self_rating(scale='verdict', prior='empty')" in table.stdout
+    assert "self_rating(of='steps', scale='verdict', prior='empty')" in table.stdout
+
+
+def test_long_work_is_shown_on_stderr_only(records_file: Path, tmp_path: Path) -> None:
+    problems = len(by_problem(RECORDS))
+    for command in (["judge-report"], ["fit-judge", "--out", str(tmp_path / "h.npz")]):
+        found = anabranch_(command[0], str(records_file), *command[1:])
+        told = [line for line in found.stderr.splitlines() if " of " in line]
+        assert told[-1].endswith(f": {problems} of {problems}")
+        assert len(told) == len(set(told)) <= 10
+        assert told[-1] not in found.stdout
+        quiet = anabranch_(command[0], str(records_file), *command[1:], "--json")
+        assert quiet.stderr == ""
+        json.loads(quiet.stdout)
+
+
+def test_a_bar_in_a_terminal_is_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(terminal, "Console", lambda **options: console)
+    with terminal.show_count("problems judged") as progress:
+        progress(3, 8)
+        console.file.flush()
+    assert "problems judged" in screen.getvalue()
+    assert "3/8" in screen.getvalue()
+    assert screen.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+@pytest.mark.parametrize("command", ["judge-report", "fit-judge"])
+def test_an_interrupt_leaves_an_old_head_as_it_was(
+    command: str, tmp_path: Path, records_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def interrupted(prompt: str, reply: str) -> Mapping[str, float]:
+        nonlocal asked
+        asked += 1
+        if asked == 40:
+            signal.raise_signal(signal.SIGINT)
+        return knows(prompt, reply)
+
+    lm, out = scripted_lm(interrupted), tmp_path / "h.npz"
+    out.write_bytes(b"old")
+    monkeypatch.setattr(anabranch, "load", lambda name, **options: lm, raising=False)
+    written = ["--out", str(out)] if command == "fit-judge" else []
+    found = anabranch_(command, str(records_file), *written)
+    assert found.exit_code == 130
+    assert found.stderr.endswith("interrupted\n")
+    assert out.read_bytes() == b"old"
+    assert sorted(tmp_path.iterdir()) == sorted([out, records_file])
+    assert not lm.engine.core.requests
 
 
 @pytest.mark.parametrize(
@@ -439,4 +495,66 @@ def test_a_model_beside_another_is_loaded_once_and_closed_with_it() -> None:
     with pytest.raises(RuntimeError, match="shutdown"):
         loaded[0].engine._worker.submit(int)
     with pytest.raises(InputError, match="no other models"):
-        scripted_lm({"x": 1.0}).engine.other("y")
+        asyncio.run(scripted_lm({"x": 1.0}).engine.other("y"))
+
+
+def test_a_model_is_loaded_beside_what_goes_on_once_for_all_who_wait() -> None:
+    begun, go_on, tries = threading.Event(), threading.Event(), list[str]()
+    engine, second = scripted({"The answer is 4.": 1.0}), scripted({"x": 1.0})
+
+    def loader(name: str) -> Engine:
+        tries.append(name)
+        begun.set()
+        assert go_on.wait(10)
+        if len(tries) == 1:
+            raise ResourceError("the model does not fit into memory")
+        return second
+
+    async def program() -> None:
+        for fails in (True, False):
+            begun.clear()
+            go_on.clear()
+            waiting = [asyncio.create_task(engine.other("second.gguf")) for _ in range(3)]
+            while not begun.is_set():
+                await asyncio.sleep(0)
+            root = ask(engine, "2+2?", Run())
+            assert (await root.extend(99)).text == "The answer is 4."  # while it is loaded
+            root.drop()
+            waiting[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting[0]
+            go_on.set()
+            for waiter in waiting[1:]:
+                if fails:
+                    with pytest.raises(ResourceError, match="fit into memory"):
+                        await waiter
+                else:
+                    assert await waiter is second
+        assert tries == ["second.gguf"] * 2
+        assert await engine.other("second.gguf") is second
+
+    engine.loader = loader
+    asyncio.run(program())
+    assert asyncio.run(engine.other("second.gguf")) is second  # in another loop, too
+    assert len(tries) == 2
+    engine.close()
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_kept_for_the_next() -> None:
+    engine, second, go_on = scripted({"x": 1.0}), scripted({"x": 1.0}), threading.Event()
+
+    def loader(name: str) -> Engine:
+        assert go_on.wait(10)
+        return second
+
+    async def impatient() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(engine.other("y"), 0.01)
+
+    engine.loader = loader
+    asyncio.run(impatient())  # its loop is closed when the load ends
+    go_on.set()
+    assert asyncio.run(engine.other("y")) is second
+    engine.close()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        second._worker.submit(int)

@@ -297,6 +297,7 @@ def test_a_verdict_thinks_first_if_told() -> None:
     def rule(prompt: str, reply: str) -> Mapping[str, float]:
         if "Check this" not in prompt:
             return replies({"No": 1.0})(prompt, reply)
+        assert (prompt + reply).count("Every step is right") <= 1
         if "Every step is right" in prompt or "Every step is right" in reply:
             return replies({"Yes": 1.0})(prompt, reply.rpartition(": ")[2])
         return replies({"Fine.": 1.0})(prompt, reply)

@@ -63,7 +63,8 @@ def test_one_command_installs_and_solves_and_one_installs_and_tests() -> None:
     assert re.search(r"^pip install -e '\.\[dev\]' && pytest$", commands, re.MULTILINE)
 
 
-def test_the_list_of_strategies_is_what_is_registered() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "strategies.py"))["page"]
-    written = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
-    assert written == page(), "run `python docs/strategies.py`"
+@pytest.mark.parametrize(("file", "page"), [("strategies", "page"), ("tasks", "page_of_tasks")])
+def test_the_lists_are_what_is_registered(file: str, page: str) -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "strategies.py"))[page]
+    written = (ROOT / "docs" / f"{file}.md").read_text(encoding="utf-8")
+    assert written == made(), "run `python docs/strategies.py`"

@@ -32,7 +32,7 @@ TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
 PROMPT_TOKENS = 5
 """Tokens of `ask(engine, "?")`."""
 
-METHODS = [method.name for method in strategies()]
+METHODS = [*(method.name for method in strategies()), "particles(moves=2)"]
 
 
 def solve(
@@ -41,14 +41,14 @@ def solve(
     *,
     seed: int = 0,
     budget: Budget | None = None,
-    problem: str = "?",
+    problem: str | Problem = "?",
     run: Run | None = None,
 ) -> Answer:
     """An answer by a scripted model; fails if a branch, page or request is left over."""
     engine = rule if isinstance(rule, Engine) else scripted(rule)
     run = run or Run(seed=seed, budget=budget)
     program = think(
-        Problem(problem),
+        Problem(problem) if isinstance(problem, str) else problem,
         lambda p, run: ask(engine, p.text, run),
         parse(strategy),
         run,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytest
 
+from anabranch.errors import InputError
 from anabranch.program.budget import Budget
 from anabranch.program.run import Run
-from anabranch.program.types import Answer, Thought
+from anabranch.program.types import Answer, Problem, Thought
 from anabranch.reason.folds import latest
 from anabranch.reason.hypothesis_refinement import read_pairs
 from tests.scripted import Rule, replies
@@ -82,6 +84,82 @@ def test_a_threshold_decides_what_counts_as_right() -> None:
              "Write the whole": RIGHT}  # fmt: skip
     assert solve(talk(table), "refine(threshold=0.6)", problem="sum?").answer == "5"
     assert solve(talk(table), "refine(threshold=0.8)", problem="sum?").answer == "4"
+
+
+# ---- judges of drafts ----------------------------------------------------------------------------
+
+SUM = Problem("sum?", kind="number", check=lambda answer: answer == "4")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "drafts"),
+    [
+        ("refine(rounds=2", 3),
+        ("refine_tree(width=2, order='depth'", 7),
+        ("adaptive_ladder(", 4),
+    ],
+)
+def test_with_a_perfect_verifier_one_right_draft_of_all_that_are_made_is_enough(
+    strategy: str, drafts: int
+) -> None:
+    """Each is right with probability 0.25 whatever came before; the model approves of all."""
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        if prompt.endswith("or two sentences.\n"):
+            return replies({".": 1.0})(prompt, reply)
+        asked = "Yes or No." in prompt.rpartition("\n")[0][-40:]
+        return replies({"Yes": 1.0} if asked else {"4": 0.25, "5": 0.75})(prompt, reply)
+
+    runs, own, checked = 40, 0, 0
+    for seed in range(runs):
+        text = f"{strategy}, temperature=1".replace("(,", "(")
+        alone = solve(rule, f"{text})", problem=SUM, seed=seed)
+        assert len(alone.candidates) == 1  # "Yes"
+        answer = solve(rule, f"{text}, judge=checker)", problem=SUM, seed=seed)
+        right = sum(candidate.answer == "4" for candidate in answer.candidates)
+        assert (right > 0) == (answer.answer == "4")
+        assert right <= 1 or "width=2" in strategy  # none is revised that is right
+        own, checked = own + (alone.answer == "4"), checked + (right > 0)
+    for found, p in ((own, 0.25), (checked, 1 - 0.75**drafts)):
+        # Outside four standard deviations once in ten thousand.
+        assert abs(found - runs * p) < 4 * math.sqrt(runs * p * (1 - p))
+
+
+def test_a_revision_is_rated_without_what_came_before_it() -> None:
+    """The first draft is unlikely in its first letter, 0.2 ** (1 / 29) = 0.946; its revision has a
+    likelihood of 1, and the two together 0.2 ** (1 / 57) = 0.972."""
+    table: dict[str, Mapping[str, float] | str] = {
+        "sum?": {WRONG: 0.2, "?": 0.8},
+        "Which line": "All.",
+        "Write the whole": RIGHT,
+    }
+    for seed in range(20):
+        answer = solve(
+            talk(table),
+            "refine(judge=likelihood, threshold=0.98, temperature=1)",
+            problem="sum?",
+            seed=seed,
+        )
+        texts = [candidate.text for candidate in answer.candidates]
+        assert texts == [RIGHT, WRONG] or "?" in texts
+        if texts == [RIGHT, WRONG]:
+            return
+    pytest.fail("the unlikely draft was never drawn")
+
+
+@pytest.mark.parametrize("name", ["refine", "refine_tree", "adaptive_ladder", "detect_and_verify"])
+def test_a_draft_without_an_end_is_not_shown_to_a_judge_of_finished_ones(name: str) -> None:
+    answer = solve({"4 " * 99: 1.0}, f"{name}(judge=checker, max_tokens=9)", problem=SUM)
+    assert len(answer.candidates) > 1
+    assert all(not candidate.done for candidate in answer.candidates)
+
+
+def test_self_evaluation_takes_a_judge_of_unfinished_thoughts() -> None:
+    with pytest.raises(InputError, match="unfinished"):
+        solve({RIGHT: 1.0}, "self_evaluate(judge=checker)")
+    # All eight begin alike likely, so the first two go on, and the first is good enough.
+    answer = solve({RIGHT: 0.5, WRONG: 0.5}, "self_evaluate(judge=likelihood, threshold=0.9)")
+    assert len(answer.candidates) == 1
 
 
 # ---- critical questions --------------------------------------------------------------------------
@@ -181,33 +259,32 @@ def test_the_ladder_is_climbed_as_far_as_needed(needed: int) -> None:
 # ---- solve, detect, verify -----------------------------------------------------------------------
 
 
-def checked(p_yes: float, slow: str, strategy: str, seed: int = 0) -> tuple[Answer, list[object]]:
-    """A wrong solution that goes on after it is complete, checked with known probabilities."""
-    events = Events("verify")
+def checked(p_yes: float, slow: str, strategy: str, seed: int = 0) -> tuple[Answer, int]:
+    """A wrong solution that goes on after it is complete, checked with known probabilities; and how
+    often slowly."""
+    events = Events("rate")
 
     def rule(prompt: str, reply: str) -> Mapping[str, float]:
         table: dict[str, Mapping[str, float] | str] = {
             "sum": f"Hmm, {WRONG} Wait, I could go on and on and on.",
             "complete solution": "Yes" if "The answer is 5" in prompt else "No",
-            "Is it all right": {"Yes": p_yes, "No": 1 - p_yes},
+            "Is every step of this solution": {"Yes": p_yes, "No": 1 - p_yes},
+            "Check this solution step by step": "Line 1 is wrong.",
+            "Every step is right, Yes or No": slow,
             "Which line": "2 + 2 is 4.",
-            "recompute each": "Line 1 is wrong.",
-            "Line 1 is wrong.\n\nCheck every": slow,
-            "Solve it anew": RIGHT,
+            "2 + 2 is 4.\nSolve it anew": RIGHT,
         }
-        if "recompute each" in prompt:
-            table["Is it all right"] = slow
         return talk(table)(prompt, reply)
 
     answer = solve(rule, strategy, run=Run(seed=seed, trace=events), problem="sum")
-    return answer, [event.get("slowly", False) for event in events.seen]
+    return answer, sum("think=256" in str(e["judge"]).partition("(")[2][:12] for e in events.seen)
 
 
 def test_a_complete_solution_is_paused_and_a_wrong_one_solved_anew() -> None:
     answer, slow = checked(1.0, "", "detect_and_verify")
     assert answer.answer == "5"
     assert answer.text == f"Hmm, {WRONG} Wait"  # asked at "Hmm" too, and went on
-    assert slow == [False]
+    assert slow == 0
     answer, slow = checked(0.0, "", "detect_and_verify")
     assert (answer.answer, answer.text) == ("4", RIGHT)
     assert [c.answer for c in answer.candidates] == ["4", "5"]
@@ -215,7 +292,7 @@ def test_a_complete_solution_is_paused_and_a_wrong_one_solved_anew() -> None:
 
 def test_a_paused_solution_states_its_answer() -> None:
     def rule(prompt: str, reply: str) -> Mapping[str, float]:
-        if "complete solution" in prompt or "all right" in prompt:
+        if "complete solution" in prompt or "right so far" in prompt:
             return replies({"Yes": 1.0})(prompt, reply)
         _, cue, said = reply.partition("\n\nThe answer is")
         return replies({" 4.\n": 1.0} if cue else {"2 + 2 = 4. Wait, no": 1.0})(
@@ -234,10 +311,10 @@ def test_the_latest_draft_outweighs_all_before_it() -> None:
 def test_quick_checks_that_disagree_call_for_a_slow_one() -> None:
     runs, slow = 12, 0
     for seed in range(runs):
-        answer, kinds = checked(0.5, "No", "detect_and_verify(checks=2, agree=1)", seed)
-        assert kinds[0] is False
-        slow += kinds[1:] == [True]
-        if kinds[1:] == [True]:
+        strategy = "detect_and_verify(judge=flex(k=2, agree=1))"
+        answer, slowly = checked(0.5, "No", strategy, seed)
+        slow += slowly
+        if slowly:
             assert answer.answer == "4"  # what the slow check says
     # Two coins differ half the time: always or never once in two thousand.
     assert 0 < slow < runs

@@ -12,7 +12,7 @@ from anabranch.errors import InputError
 from anabranch.program.budget import Budget
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem, Thought
-from anabranch.reason.folds import by_value
+from anabranch.reason.folds import by_rating
 from anabranch.reason.mcts import Tree, puct
 from anabranch.reason.rap import State, plan
 from anabranch.reason.registry import parse
@@ -138,6 +138,24 @@ def test_what_a_beam_keeps_differs() -> None:
     assert sorted(candidate.text for candidate in beam.candidates) == sorted(PAIRS)
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    ["beam(width=4, fanout=16", "dvts(groups=24, fanout=1", "early_pruning(quantile=0", "mcts("],
+)
+def test_candidates_are_folded_by_the_aggregate_that_was_asked_for(strategy: str) -> None:
+    """Rated "x", "xx" and again at its end, one path has 0.9, 0.3, 0.3 and the other 0.45 thrice:
+    the mean prefers "xx", the worst and the last step "yy"."""
+    judge = judge_by({"x": 0.9, "xx": 0.3, "y": 0.45, "yy": 0.45})
+    for aggregate, text in {"mean": "xx", "min": "yy", "last": "yy"}.items():
+        answer = solve(
+            {"xx": 0.5, "yy": 0.5},
+            f"{strategy}, aggregate='{aggregate}')".replace("(,", "("),
+            judge,
+        )
+        assert {candidate.text for candidate in answer.candidates} == {"xx", "yy"}
+        assert answer.text == text
+
+
 # ---- what a leaf is worth ------------------------------------------------------------------------
 
 
@@ -204,7 +222,7 @@ def planned(rollouts: int, seed: int) -> list[Thought]:
 def test_a_simulator_stands_in_for_the_world_and_more_rollouts_find_its_way() -> None:
     """A random order wins in 2 of 9; the world's worth leads there within a few rollouts."""
     few, many = (
-        sum(by_value(planned(rollouts, seed))[0][0] == "won" for seed in range(12))
+        sum(by_rating(planned(rollouts, seed))[0][0] == "won" for seed in range(12))
         for rollouts in (1, 16)
     )
     assert many >= 11

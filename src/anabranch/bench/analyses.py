@@ -126,7 +126,7 @@ def by_task(attempts: Attempts) -> Table:
         "tasks",
         "Task by task",
         "Accuracy, shaded by value.",
-        (Column("condition"), *(Column(task, "share") for task in attempts.tasks)),
+        (Column("condition"), *(Column(attempts.shown[task], "share") for task in attempts.tasks)),
         rows,
         heat=True,
     )

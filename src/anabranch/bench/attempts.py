@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from anabranch.bench.top_two import TopTwo, top_two
 from anabranch.errors import InputError
 from anabranch.program.registry import Named
 from anabranch.program.types import Usage
+from anabranch.reason import registry as strategies
 from anabranch.tasks import registry as tasks
 from anabranch.verify.report import Report, report
 
@@ -94,6 +96,7 @@ class Attempts:
     Attributes:
         all: every attempt, the first take of each run.
         by_condition: the same, by the condition's label, in order of first occurrence.
+        shown: strategies and tasks as readers see them: without what stands at its default.
         tasks: in order of first occurrence.
         series: tasks that differ in difficulty alone are one, in order of first occurrence.
         takes: by name, all attempts of each.
@@ -110,6 +113,8 @@ class Attempts:
         self.all = list(first.values())
         self.tasks = list(dict.fromkeys(attempt.task for attempt in self.all))
         self.series = list(dict.fromkeys(map(series, self.tasks)))
+        self.shown = _told_apart((a.strategy for a in self.all), strategies.parse)
+        self.shown |= _told_apart(self.tasks, tasks.parse)
         self._several_models = len({attempt.model for attempt in self.all}) > 1
         self.by_condition: dict[str, list[Attempt]] = {}
         for attempt in self.all:
@@ -117,7 +122,7 @@ class Attempts:
 
     def label(self, attempt: Attempt) -> str:
         """What tells its condition from the others."""
-        parts = [attempt.strategy, attempt.budget]
+        parts = [self.shown[attempt.strategy], attempt.budget]
         if self._several_models:
             parts.append(attempt.model)
         return " · ".join(part for part in parts if part)
@@ -163,6 +168,25 @@ class Attempts:
 
 
 @cache
+def brief(text: str, parse: Callable[[str], Named]) -> str:
+    """A strategy or task for readers: what stands at its default left out.
+
+    One that is not known here (of another version, or a file that was not loaded) stays as it is.
+    """
+    try:
+        return parse(text).short
+    except InputError:
+        return text
+
+
+def _told_apart(texts: Iterable[str], parse: Callable[[str], Named]) -> dict[str, str]:
+    """Each text for readers; in full where two would look the same."""
+    found = {text: brief(text, parse) for text in dict.fromkeys(texts)}
+    times = Counter(found.values())
+    return {text: short if times[short] == 1 else text for text, short in found.items()}
+
+
+@cache
 def series(task: str) -> str:
     """The task without the parameter that makes it harder: what is the same at all difficulties.
 
@@ -174,7 +198,7 @@ def series(task: str) -> str:
         return task
     harder = tasks.difficulty(named.entry)
     others = {k: v for k, v in named.values.items() if harder is None or k != harder.name}
-    return str(Named(named.entry, others)).removesuffix("()")
+    return Named(named.entry, others).short
 
 
 def confident(attempts: Sequence[Attempt]) -> list[Attempt]:

@@ -65,7 +65,7 @@ function fill() {
   list.replaceChildren(...found.slice(0, shown).map((problem) => {
     const right = problem.runs.filter((run) => run.right).length;
     const button = make("button", "",
-      make("span", "name", make("span", "", `${problem.task} ${problem.number}`),
+      make("span", "name", make("span", "", `${problem.name} ${problem.number}`),
         make("span", "muted", `${right} of ${problem.runs.length} right`)),
       make("span", "ask", written(problem.question)));
     button.addEventListener("click", () => {
@@ -99,7 +99,7 @@ const mark = (text, right) => {
 function show(problem) {
   const crowd = problem.crowd;
   detail.replaceChildren(
-    make("h3", "", `${problem.task} ${problem.number}`),
+    make("h3", "", `${problem.name} ${problem.number}`),
     written(problem.question, "pre"),
     make("p", "", "right answer ", make("strong", "", written(problem.gold)),
       crowd && make("span", "muted", "; all together say ", written(crowd.answer),

@@ -167,7 +167,7 @@ def render(
 <main>
 {"".join(sections)}
 {_problems(attempts, remark)}
-{_provenance(provenance)}
+{_provenance(attempts, provenance)}
 </main>
 <script type="application/json" id="data">{data}</script>
 <script>{script}</script>
@@ -234,7 +234,7 @@ def _cell(value: Any, column: Column, shade: float | None) -> str:
 
 def _problems(attempts: Attempts, remark: str) -> str:
     tasks = "".join(
-        f'<option value="{_escape(task)}">{_escape(_cut(task, 40))}</option>'
+        f'<option value="{_escape(task)}">{_escape(_cut(attempts.shown[task], 40))}</option>'
         for task in attempts.tasks
     )
     return f"""<section id="problems">
@@ -256,10 +256,15 @@ kept. {_escape(remark)}</p>
 """
 
 
-def _provenance(provenance: Mapping[str, str]) -> str:
+def _provenance(attempts: Attempts, provenance: Mapping[str, str]) -> str:
+    told = dict(provenance)
+    for name, own in attempts.by_condition.items():
+        first = own[0]
+        parts = (first.strategy, first.budget, first.model)
+        told[name] = ", ".join(part for part in parts if part)
     rows = "".join(
-        f"<dt>{_escape(key)}</dt><dd>{_escape(_cut(value, 2000))}</dd>"
-        for key, value in provenance.items()
+        f"<dt>{_escape(_cut(key, 80))}</dt><dd>{_escape(_cut(value, 2000))}</dd>"
+        for key, value in told.items()
     )
     return f"""<section id="provenance">
 <h2>How this was made</h2>
@@ -290,6 +295,7 @@ def _data(attempts: Attempts) -> tuple[str, str]:
         problems.append(
             {
                 "task": clean(place[0]),
+                "name": _cut(attempts.shown[place[0]], 40),
                 "number": place[1],
                 "question": _cut(own[0].question, MAX_SAMPLE),
                 "gold": _cut(own[0].gold, 200),

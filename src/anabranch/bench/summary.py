@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anabranch.bench.analyses import paired
-from anabranch.bench.attempts import Attempt, places, right, used
+from anabranch.bench.attempts import Attempt, brief, places, right, used
 from anabranch.bench.intervals import Difference, Estimate, mean, share
 from anabranch.bench.optimal import frontier
 from anabranch.errors import InputError
@@ -174,10 +174,6 @@ def fair_gains(attempts: Sequence[Attempt]) -> tuple[list[str], dict[Key, Differ
     return tasks, gains
 
 
-@functools.cache
 def short(strategy: str) -> str:
     """A strategy for readers: what stands at its default left out."""
-    try:
-        return parse(strategy).short
-    except InputError:  # of an earlier version, or from a file that was not loaded
-        return strategy
+    return brief(strategy, parse)

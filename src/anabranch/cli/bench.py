@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from anabranch.bench.attempts import Attempt, places, right
+from anabranch.bench.attempts import Attempt, brief, places, right
 from anabranch.bench.grid import DEFAULTS, Grid, build_grid, read_grid
 from anabranch.bench.intervals import Difference, Estimate, difference, share
 from anabranch.bench.models import load_model
@@ -354,10 +354,7 @@ def _name(key: tuple[str, str, str]) -> str:
 
 
 def _short_task(task: str) -> str:
-    try:
-        return parse_task(task).short
-    except InputError:  # from a file that was not loaded
-        return task
+    return brief(task, parse_task)
 
 
 def _points(gain: Difference) -> str:

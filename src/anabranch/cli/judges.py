@@ -19,7 +19,7 @@ from anabranch.cli.options import (
     Threads,
     load_model,
 )
-from anabranch.cli.terminal import print_json, print_table
+from anabranch.cli.terminal import print_json, print_table, show_count
 from anabranch.errors import InputError
 from anabranch.program.run import Run
 from anabranch.program.types import Problem
@@ -62,8 +62,15 @@ def fit_judge(
         raise InputError("the head cannot be written", got=str(out), fix="name a file in a folder")
     with load_model(model, threads=threads, kv=kv, offline=offline, quiet=as_json) as lm:
         boundary = None if ends_only else "\n"
-        fitting = fit_to(known, _roots(lm), boundary=boundary, fingerprint=lm.fingerprint)
-        head, states = lm.run(fitting)
+        with show_count("problems read", quiet=as_json) as progress:
+            fitting = fit_to(
+                known,
+                _roots(lm),
+                boundary=boundary,
+                fingerprint=lm.fingerprint,
+                progress=progress,
+            )
+            head, states = lm.run(fitting)
     head.save(out)
     if as_json:
         print_json({"head": str(out), "records": len(known), "states": states, "auc": head.auc})
@@ -95,8 +102,12 @@ def judge_report(
     """
     known = read_records(records)
     asked = [parse(text).make() for text in judge or ("likelihood", "self_rating")]
-    with load_model(model, threads=threads, kv=kv, offline=offline, quiet=as_json) as lm:
-        reports = lm.run(measure(asked, known, _roots(lm), at=at, seed=seed))
+    with (
+        load_model(model, threads=threads, kv=kv, offline=offline, quiet=as_json) as lm,
+        show_count("problems judged", quiet=as_json) as progress,
+    ):
+        measuring = measure(asked, known, _roots(lm), at=at, seed=seed, progress=progress)
+        reports = lm.run(measuring)
     if as_json:
         print_json([dataclasses.asdict(report) for report in reports])
         return

@@ -15,6 +15,7 @@ from anabranch.cli import (  # noqa: F401
     serve,
     solve,
     strategies,
+    tasks,
     trace,
 )
 from anabranch.cli.app import app

@@ -18,7 +18,7 @@ from anabranch.verify.registry import judges as all_judges
 Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Tell everything about one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-TOLD = {"cost": "Costs", "use": "Use it"}
+TOLD = {"cost": "Costs", "use": "Use it", "difficulty": "Difficulty", "counts": "It counts"}
 """What kinds may say of their entries besides, and how it is introduced."""
 
 _LISTS = {"strategy": "strategies", "judge": "judges"}
@@ -44,12 +44,12 @@ def _show(kind: str, entries: list[Entry], name: str, as_json: bool) -> None:
         told = [describe(entry) for entry in entries]
         print_json(told if not name else describe(known[name]))
     elif name:
-        _tell(known[name])
+        tell_entry(known[name])
     else:
-        _list(entries)
+        list_entries(entries)
 
 
-def _list(entries: list[Entry]) -> None:
+def list_entries(entries: list[Entry]) -> None:
     """A line each for programs; for people, what it does with cost and paper below."""
     more = [field for field in ("cost",) if field in entries[0].extra]
     rows = [(e.name, e.summary, *(e.extra[field] for field in more), e.paper) for e in entries]
@@ -59,11 +59,11 @@ def _list(entries: list[Entry]) -> None:
         print_table(("name", "what it does", *more, "paper"), rows)
 
 
-def _tell(entry: Entry) -> None:
+def tell_entry(entry: Entry) -> None:
     print(f"{entry.name}: {entry.summary}\n\n{inspect.getdoc(entry.make) or ''}\n")
     print(f"Paper: {entry.paper}")
     for field, title in TOLD.items():
-        if field in entry.extra:
+        if entry.extra.get(field):
             print(f"{title}: {entry.extra[field]}")
     print()
     rows = [(p.name, f"{p.default}", _allowed(p)) for p in entry.parameters.values()]
@@ -89,7 +89,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "summary": entry.summary,
         "paper": entry.paper,
-        **{field: entry.extra[field] for field in TOLD if field in entry.extra},
+        **{field: entry.extra[field] for field in TOLD if entry.extra.get(field)},
         "about": inspect.getdoc(entry.make) or "",
         "parameters": [
             {"name": p.name, "default": p.default, "allowed": _allowed(p)}

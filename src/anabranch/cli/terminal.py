@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -52,6 +52,34 @@ def show_progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     with Bar(*columns, console=console, transient=True) as bar:
         yield _moving_bar(bar)
+
+
+@contextmanager
+def show_count(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A callback told of (done, total) that shows itself on stderr unless `quiet`.
+
+    A bar with the time left in a terminal, gone when done; a line for every tenth in a pipe.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield (lambda done, total: None) if quiet else _tenth_lines(what)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _tenth_lines(what: str) -> Callable[[int, int], None]:
+    told = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if (tenth := 10 * done // total) > told:
+            told = tenth
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return report
 
 
 def _phase_lines() -> Progress:

@@ -66,7 +66,7 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _LATEX_NOISE = re.compile(r"\\[,;:! ()\[\]]|\\(?:left|right|circ|quad)\b|\$\$|\^\\?circ")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s(?=\S)")
 _EDGES = string.whitespace + string.punctuation.replace("%", "") + "“”‘’«»…。·"
-_AROUND = " :*\"'“”‘’"  # around an answer that is taken as it stands
+_AROUND = " :*`\"'“”‘’"  # around an answer that is taken as it stands
 _LEFT_EDGES = "".join(c for c in _EDGES if c not in "-.$")  # these may open a number
 
 
@@ -99,15 +99,15 @@ def normalise(raw: str, problem: Problem) -> str | None:
     Numbers lose signs of currency and percent, separators, units and idle zeros ("$1,234.50" and
     "1234.5 dollars" agree; so do "50%" and "50"); fractions are reduced and stay fractions. All
     else is compared without case, articles and punctuation at its edges. An exact answer loses but
-    spaces, quotes and emphasis around it and the full stop after it; a whole text loses nothing.
+    spaces, quotes and emphasis around it and its full stop; a whole text only empty lines.
     """
     if problem.kind == "whole":
-        return raw[:MAX_READ].strip() or None
-    plain = _without_latex(raw[: MAX_EXACT if problem.kind == "exact" else MAX_RAW])
+        return raw[:MAX_READ].lstrip("\r\n").rstrip() or None  # indentation is part of code
+    if problem.kind == "exact":
+        return " ".join(raw[:MAX_EXACT].split()).lstrip(_AROUND).rstrip(_AROUND + ".") or None
+    plain = _without_latex(raw[:MAX_RAW])
     if letters(problem):
         return _letter(plain, problem)
-    if problem.kind == "exact":
-        return plain.lstrip(_AROUND).rstrip(_AROUND + ".") or None
     number = _stated_number(plain)
     if number is not None or problem.kind == "number":
         return number
@@ -148,9 +148,10 @@ def letters(problem: Problem) -> str:
 
 
 def stated(text: str, longest: int = MAX_RAW) -> Iterator[str]:
-    """What the text itself calls its answer, the last statement first, each up to so many characters.
+    """What the text itself calls its answer, the last statement first. May yield empty strings.
 
-    May yield empty strings.
+    Args:
+        longest: most of one, in characters.
     """
     for match in reversed(deque(_MARK.finditer(text), maxlen=MAX_STATED)):
         rest = text[match.end() : match.end() + longest]

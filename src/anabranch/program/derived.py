@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 from anabranch.errors import ContextError, InputError, ModelError
 from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine, Prompt
+from anabranch.program.run import Run
 from anabranch.program.tasks import together
 from anabranch.program.types import Mark, Step
 
@@ -244,9 +245,16 @@ async def fill(
     return filled
 
 
-async def embed(engine: Engine, prompt: Prompt) -> Any:
-    """`[hidden]` float32: the final normalised state after a prompt."""
-    branch = engine.open(prompt)
+async def embed(engine: Engine, prompt: Prompt, *, run: Run | None = None) -> Any:
+    """`[hidden]` float32: the final normalised state after a prompt.
+
+    Args:
+        run: the program that pays for it; default: nobody.
+
+    Raises:
+        InputError: its budget does not cover the prompt.
+    """
+    branch = engine.open(prompt, run=run)
     try:
         return (await branch.peek(1, hidden=True)).hidden
     finally:

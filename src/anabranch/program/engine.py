@@ -6,7 +6,8 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from anabranch.backends.philox import derive
@@ -50,7 +51,8 @@ class Engine:
         self.fingerprint = ""
         self.activity = 0
         self.loader: Callable[[str], Engine] | None = None
-        self._others: dict[str, Engine] = {}
+        self._others: dict[str, Future[Engine]] = {}
+        self._loads = ThreadPoolExecutor(1, thread_name_prefix="anabranch-load")
         self._passes: Coroutine[Any, Any, None] | None = None
         self._driver: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -148,24 +150,43 @@ class Engine:
             check_range("token id", token, 0, vocab - 1)
         return list(content)
 
-    def other(self, model: str) -> Engine:
-        """Another model's engine: loaded when first asked for, which takes its time; then kept.
+    async def other(self, model: str) -> Engine:
+        """Another model's engine: loaded when first asked for, then kept.
+
+        Everything else goes on while it is loaded. All who ask meanwhile wait for the same load,
+        which goes on when they are cancelled; one that fails is tried again when asked for again.
 
         Raises:
             InputError: an unknown model, or no others can be loaded here.
             ModelError, ResourceError: as when loading it.
         """
-        if model not in self._others:
+        loading = self._others.get(model)
+        if loading is None or (loading.done() and loading.exception() is not None):
             if self.loader is None:
                 raise InputError("no other models can be loaded here", got=model)
-            self._others[model] = self.loader(model)
-        return self._others[model]
+            loading = self._others[model] = self._loads.submit(self.loader, model)
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not loaded.done():
+                loaded.set_result(None)
+
+        def tell(_: Future[Engine]) -> None:
+            with suppress(RuntimeError):  # the loop was closed over it
+                loop.call_soon_threadsafe(finish)
+
+        loading.add_done_callback(tell)
+        await loaded
+        return loading.result()
 
     def close(self) -> None:
         """Stop the worker thread. Branches still open become unusable, other models' too."""
         self._worker.shutdown()
-        for engine in self._others.values():
-            engine.close()
+        self._loads.shutdown(cancel_futures=True)
+        for loading in self._others.values():
+            if not loading.cancelled() and loading.exception() is None:
+                loading.result().close()
 
     # ---- passes --------------------------------------------------------------------------------
 

@@ -152,6 +152,8 @@ class Problem:
         context: what the question is about, such as a document; stands before it.
         check: says whether an answer is right (a thought's answer, or its text where none could be
             read), for problems that can tell. No part of what is asked.
+        examples: other problems with their answers, for methods that learn from such; they are
+            asked only by these.
     """
 
     text: str
@@ -160,6 +162,7 @@ class Problem:
     choices: tuple[str, ...] = ()
     context: str = ""
     check: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
+    examples: tuple[tuple[Problem, str], ...] = field(default=(), repr=False)
 
 
 @dataclass

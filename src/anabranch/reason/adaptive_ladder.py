@@ -6,11 +6,11 @@ from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason import kernels
-from anabranch.reason.criticism import approval
+from anabranch.reason.criticism import OWN, approval
 from anabranch.reason.folds import latest
 from anabranch.reason.kernels import sample
 from anabranch.reason.prompts import STEPS, ending, stated_question
-from anabranch.reason.registry import MaxTokens, Share, Temperature, strategy
+from anabranch.reason.registry import JudgedBy, MaxTokens, Share, Temperature, strategy
 from anabranch.reason.turns import begin, reply
 
 RUNGS = (
@@ -24,18 +24,22 @@ RUNGS = (
 
 @strategy(
     "adaptive_ladder",
-    paper="R 2024, Think beyond size: adaptive prompting for more effective reasoning",
+    paper="Kamesh R 2024, Think beyond size: adaptive prompting for more effective reasoning",
     summary="Prompts of rising guidance, from brief to self-correcting, until a solution passes.",
     cost="1 solution and a rating a rung, at most 4 rungs",
     use="When most problems are easy and a judge can tell which are not.",
     fold=latest,
 )
 def adaptive_ladder(
-    *, threshold: Share = 0.5, temperature: Temperature = 0.0, max_tokens: MaxTokens = 512
+    *,
+    judge: JudgedBy = OWN,
+    threshold: Share = 0.5,
+    temperature: Temperature = 0.0,
+    max_tokens: MaxTokens = 512,
 ) -> Strategy:
     """Solve, check, and on failure climb a rung: brief, by steps, by parts, with self-correction.
 
-    Departures: the check is the model's own, a choice between two words; each rung starts anew,
+    Departures: by default the check is a choice between two words; each rung starts anew,
     without the failed attempts.
     """
 
@@ -51,7 +55,7 @@ def adaptive_ladder(
             return await reply(problem, branch, max_tokens, temperature=temperature)
 
         async def criticise(draft: Thought) -> str | None:
-            return "not right" if await approval(draft) <= threshold else None
+            return None if await approval(judge, problem, draft) > threshold else "not right"
 
         async def revise(draft: Thought, complaint: str) -> Thought | None:
             return await climb()

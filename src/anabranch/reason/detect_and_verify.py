@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from anabranch.engine.grammar import choice
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.derived import forks
-from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason import kernels
-from anabranch.reason.criticism import IS_RIGHT, WHAT_FAILS
+from anabranch.reason.criticism import complaint_of
 from anabranch.reason.early_exit import CUES, STATE
 from anabranch.reason.folds import latest
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.prompts import ending
-from anabranch.reason.registry import (
-    MaxTokens,
-    Rounds,
-    Samples,
-    Share,
-    Temperature,
-    strategy,
-)
-from anabranch.reason.turns import NO, YES, ask, remark_on, verdict
+from anabranch.reason.registry import JudgedBy, MaxTokens, Rounds, Share, Temperature, strategy
+from anabranch.reason.turns import YES, ask, verdict
 
 MARKERS = tuple(cue for cue in CUES if cue.strip())
 """Words of hesitation. A new paragraph is none."""
 
 STATED_TOKENS = 16
 COMPLETE = "Is that a complete solution, with its result? Reply Yes or No."
-CHECK = "Check that line by line: recompute each, and say which is the first that is wrong, if any."
 
 
 @strategy(
@@ -43,21 +32,20 @@ CHECK = "Check that line by line: recompute each, and say which is the first tha
 )
 def detect_and_verify(
     *,
-    checks: Samples = 4,
-    agree: Share = 0.75,
+    judge: JudgedBy = "flex",
+    threshold: Share = 0.5,
     rounds: Rounds = 1,
     temperature: Temperature = 0.6,
     check_tokens: MaxTokens = 256,
     max_tokens: MaxTokens = 1024,
 ) -> Strategy:
     """At words of hesitation, ask whether the solution is complete; if so, pause it there and have
-    it state its answer. Then `checks` verdicts of one word are drawn; if fewer than the share
-    `agree` say the same, one verdict is taken after a written check. What fails is solved anew,
-    once for each of `rounds`.
+    it state its answer. The paper's verifier is the judge `flex`: a few verdicts of one word, and
+    where they disagree, one after a written check. What is not rated above `threshold` is solved
+    anew with a complaint of up to `check_tokens`, once for each of `rounds`.
 
     Departures: the verifier is the model itself, untrained.
     """
-    word = choice([YES, NO])
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         async def solve(thought: Thought) -> Thought:
@@ -78,27 +66,8 @@ def detect_and_verify(
                     thought.done = True
                     return thought
 
-        async def verify(thought: Thought) -> str | None:
-            """What is wrong with a solution, as text; None if it is found right."""
-            with forks(thought.branch, 1, "checked") as (asked,):
-                if not await ask(asked, IS_RIGHT):
-                    return None
-                with forks(asked, checks, "checked") as voters:
-                    steps = await together(voter.extend(4, allow=word) for voter in voters)
-            ayes = sum(step.text == YES for step in steps)
-            noes = sum(step.text == NO for step in steps)
-            root.run.note("verify", ayes=ayes, noes=noes)
-            if max(ayes, noes) >= agree * checks:
-                if ayes >= noes:
-                    return None
-                return await remark_on(thought.branch, WHAT_FAILS, check_tokens)
-            with forks(thought.branch, 1, "checked slowly") as (slow,):
-                if not await ask(slow, CHECK):
-                    return None
-                finding = (await slow.extend(check_tokens, temperature=temperature)).text.strip()
-                right = (await verdict(slow, IS_RIGHT))[YES] >= 0.5
-                root.run.note("verify", slowly=True, right=right)
-                return None if right or not finding else finding
+        async def verify(draft: Thought) -> str | None:
+            return await complaint_of(judge, problem, draft, threshold, check_tokens)
 
         async def revise(thought: Thought, finding: str) -> Thought | None:
             branch = thought.branch.fork()

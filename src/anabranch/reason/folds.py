@@ -54,19 +54,14 @@ def rating(thought: Thought, aggregate: str = "mean") -> float:
     return AGGREGATES[aggregate](thought.scores) if thought.scores else 0.0
 
 
-def by_rating(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
-    """The answer of the best rated thought, by the mean over its path."""
-    return tally(thoughts, rating, max)
+def by_rating(thoughts: Sequence[Thought], aggregate: str = "mean") -> list[tuple[str, float]]:
+    """The answer of the best rated thought."""
+    return tally(thoughts, lambda thought: rating(thought, aggregate), max)
 
 
-def weighted(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
+def weighted(thoughts: Sequence[Thought], aggregate: str = "mean") -> list[tuple[str, float]]:
     """One thought, a vote of its rating over its path (Li et al. 2023, section 3.2)."""
-    return tally(thoughts, rating, sum)
-
-
-def by_value(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:
-    """The answer of the thought of the highest value on average over its visits."""
-    return tally(thoughts, lambda t: t.total / t.visits if t.visits else 0.0, max)
+    return tally(thoughts, lambda thought: rating(thought, aggregate), sum)
 
 
 def by_cost(thoughts: Sequence[Thought]) -> list[tuple[str, float]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from anabranch.program.answers import extract, normalise, normalise_number
 from anabranch.program.branch import Branch
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.kernels import note_thought, waves, write
 from anabranch.reason.prompts import stated_question
+from anabranch.reason.registry import OneOf
 from anabranch.reason.turns import ask, begin
 from anabranch.tools.results import Result, Solver
 
@@ -29,6 +30,15 @@ _LONG_DECIMAL = re.compile(r"-?\d{1,15}\.\d{10,20}")
 Translate = Callable[[Thought, int], Awaitable[str | None]]
 """Writes a source at a thought's branch, in at most so many tokens; None when it cannot."""
 
+Otherwise = Callable[[], Awaitable[list[Thought]]]
+"""What is done instead when nothing could be solved."""
+
+Fallback = Annotated[str, OneOf(("vote", "none"))]
+"""Whether chains of thought vote then."""
+
+CHAIN_TOKENS = 512
+"""Most tokens of such a chain, where translations are short."""
+
 Read = Callable[[str], str | None]
 """The answer that an outcome amounts to; None when it is none."""
 
@@ -42,6 +52,7 @@ async def formalise(
     retries: int,
     limit: int,
     read: Read | None = None,
+    otherwise: Otherwise | None = None,
 ) -> list[Thought]:
     """Each thought is translated and solved; what went wrong is told to it, for another try.
 
@@ -53,6 +64,7 @@ async def formalise(
         retries: how often a thought may try again.
         limit: most tokens of one try.
         read: from an outcome to the answer; None: `outcome_read`.
+        otherwise: gives the candidates, with a remark, when no translation was solved at all.
     """
     complaints: dict[int, str] = {}
     solved: dict[str, asyncio.Future[Result]] = {}
@@ -94,6 +106,9 @@ async def formalise(
         failed[0].branch.run.remark(
             f"{len(failed)} of {len(begun)} translations could not be solved, such as: {example}"
         )
+    if otherwise is not None and len(failed) == len(begun) and (instead := await otherwise()):
+        instead[0].branch.run.remark("no translation could be solved: chains of thought vote")
+        return instead
     return begun
 
 

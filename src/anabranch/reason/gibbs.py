@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Annotated, cast
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.types import Mark, Problem, Strategy, Thought
+from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.registry import (
     JudgedBy,
@@ -23,55 +22,14 @@ from anabranch.reason.registry import (
 )
 from anabranch.reason.resample import (
     POTENTIALS,
+    Particle,
     by_share,
     independent,
     judged,
+    remembering,
     resampling,
     uniform,
 )
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A step as it was taken: where it ended, what it was worth, the thought after it."""
-
-    end: int
-    worth: float
-    thought: Thought
-
-
-@dataclass
-class Particle(Thought):
-    """A thought that remembers its way.
-
-    Attributes:
-        begun: its `logw` before the step it is taking.
-        past: its steps so far.
-        course: of the reference, the steps it has yet to repeat.
-    """
-
-    begun: float = 0.0
-    past: tuple[Taken, ...] = ()
-    course: tuple[Taken, ...] = ()
-
-    def repeat(self, along: Branch) -> None:
-        """Take the next step of the course, where it ended on a branch that has taken it."""
-        step, was = self.course[0], self.course[0].thought
-        self.branch.drop("its next step is known")
-        self.branch = along.fork(at=Mark(along.id, step.end))
-        self.logw += step.worth
-        self.parent, self.text, self.answer, self.done = was, was.text, was.answer, was.done
-        self.scores, self.logp, self.tokens = was.scores, was.logp, was.tokens
-
-    def remember(self) -> None:
-        """Add the step just taken to its past."""
-        if self.course:
-            taken, self.course = self.course[0], self.course[1:]
-        else:
-            worth, end = self.logw - self.begun, self.branch.mark.position
-            self.parent = replace(self, past=())
-            taken = Taken(end, worth, self.parent)
-        self.past += (taken,)
 
 
 @strategy(
@@ -111,20 +69,7 @@ def gibbs(
         rate = judged(judge, problem, potential)
 
         async def sweep(index: int, reference: Particle | None) -> list[Particle]:
-            async def advance(thought: Thought, limit: int) -> None:
-                assert isinstance(thought, Particle)
-                thought.begun = thought.logw
-                if reference is not None and thought.course:
-                    thought.repeat(reference.branch)
-                else:
-                    await go_on(thought, limit)
-
-            async def weigh(thoughts: list[Thought]) -> None:
-                particles = cast(list[Particle], thoughts)
-                await rate([particle for particle in particles if not particle.course])
-                for particle in particles:
-                    particle.remember()
-
+            advance, weigh = remembering(go_on, rate, reference)
             choose = resampling(ess, weigh, sweep=index, keep_first=reference is not None)
 
             async def select(thoughts: list[Thought]) -> list[Thought]:

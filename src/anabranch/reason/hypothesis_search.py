@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from anabranch.program.answers import normalise_text
@@ -10,7 +11,7 @@ from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.folds import majority, mean_logp
-from anabranch.reason.formalise import code, formalise, posed
+from anabranch.reason.formalise import Fallback, code, formalise, posed
 from anabranch.reason.induction import FUNCTION, examples, inducer
 from anabranch.reason.kernels import sample, waves, write
 from anabranch.reason.registry import MaxTokens, Retries, Samples, Temperature, TopP, strategy
@@ -35,13 +36,15 @@ def hypothesis_search(
     retries: Retries = 1,
     temperature: Temperature = 0.8,
     top_p: TopP = 1.0,
+    fallback: Fallback = "vote",
     max_tokens: MaxTokens = 384,
 ) -> Strategy:
     """`n` hypotheses, of which `keep` are implemented, each by `programs` programs.
 
     Departures: the likeliest different hypotheses are kept, where the paper has the model
     summarise them or a person choose; all programs that fit vote, where it takes the first. A
-    problem without examples is answered by plain thoughts.
+    problem without examples is answered by chains of thought, and so is one for which no program
+    fits; with `fallback="none"` the programs abstain.
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
@@ -50,8 +53,9 @@ def hypothesis_search(
         if shown is None:
             root.run.remark("there are no examples `input -> output` to learn from")
         asked = posed(root, problem, IDEA) if shown else None
+        chains = partial(sample, problem, root, n, max_tokens, **sampling)
         if shown is None or asked is None:
-            return await sample(problem, root, n, max_tokens, **sampling)
+            return await chains()
 
         async def imagine(thought: Thought, limit: int) -> None:
             await write(thought, limit, until="\n", **sampling)
@@ -70,7 +74,13 @@ def hypothesis_search(
         ]
         solve = inducer(*shown)
         found = await formalise(
-            problem, starts, code(**sampling), solve, retries=retries, limit=max_tokens
+            problem,
+            starts,
+            code(**sampling),
+            solve,
+            retries=retries,
+            limit=max_tokens,
+            otherwise=chains if fallback == "vote" else None,
         )
         return found or ideas
 

@@ -113,7 +113,7 @@ async def population(
     if not current:
         return []
     run = current[0].branch.run
-    _register(run, current)
+    register(run, current)
     for _ in range(rounds):
         live = [thought for thought in current if not thought.done]
         if not live or run.budget.over:
@@ -122,13 +122,13 @@ async def population(
             live = [child for thought in live for child in spread(thought, fanout)]
             current = [*(thought for thought in current if thought.done), *live]
             run.thoughts = [t for t in run.thoughts if t.done or t.branch.live]
-            _register(run, live)
+            register(run, live)
         share = _share(run.budget, limit, len(live))
         await together(advance(thought, share) for thought in live)
         if select is not None:
             selected = await select(current)
-            _retire(run, current, selected)
-            _register(run, selected)
+            retire(run, current, selected)
+            register(run, selected)
             current = selected
     return current
 
@@ -189,13 +189,13 @@ def _share(budget: Budget, limit: int, live: int) -> int:
     return limit if left == math.inf else max(1, min(limit, int(left) // live))
 
 
-def _register(run: Run, thoughts: Sequence[Thought]) -> None:
+def register(run: Run, thoughts: Sequence[Thought]) -> None:
     """Make them candidates of the run, if they are not already."""
     known = set(map(id, run.thoughts))
     run.thoughts += [thought for thought in thoughts if id(thought) not in known]
 
 
-def _retire(run: Run, before: Sequence[Thought], after: Sequence[Thought]) -> None:
+def retire(run: Run, before: Sequence[Thought], after: Sequence[Thought]) -> None:
     """Drop the branches of thoughts left out. What has come to its end stays a candidate."""
     kept = set(map(id, after))
     left = [thought for thought in before if id(thought) not in kept]
@@ -252,7 +252,7 @@ async def grow(
     """
     run = root.branch.run
     leaves = [root]
-    _register(run, leaves)
+    register(run, leaves)
     reserve = run.budget.left_tokens * RESERVE
     for _ in range(rounds):
         spare = run.budget.left_tokens
@@ -273,14 +273,14 @@ async def grow(
             backup(leaf, children)
         if keep is not None:
             kept = keep(leaves)
-            _retire(run, leaves, kept)
+            retire(run, leaves, kept)
             leaves = kept
     if not any(leaf.done for leaf in leaves):
         last = pick(leaves) or leaves[-1]
         await population([last], advance, limit=limit, rounds=LAST_STEPS)
         leaves = [last, *(leaf for leaf in leaves if leaf is not last)]
     if finished := [leaf for leaf in leaves if leaf.done]:
-        _retire(run, leaves, finished)
+        retire(run, leaves, finished)
         return finished
     return leaves
 
@@ -291,7 +291,7 @@ async def _expand(leaf: Thought, advance: Advance, limit: int, fanout: int) -> l
     for child in children:
         child.visits, child.total = 0, 0.0
     run.thoughts = [thought for thought in run.thoughts if thought is not leaf]
-    _register(run, children)
+    register(run, children)
     await together(advance(child, limit) for child in children)
     groups: dict[tuple[str, bool], list[Thought]] = {}
     for child in children:
@@ -323,7 +323,7 @@ async def refine(
         leaves the best so far.
     """
     run, drafts = draft.branch.run, [draft]
-    _register(run, drafts)
+    register(run, drafts)
     while len(drafts) <= rounds and not run.budget.over:
         complaint = await criticise(drafts[-1])
         revised = None if complaint is None else await revise(drafts[-1], complaint)
@@ -331,5 +331,5 @@ async def refine(
         if revised is None:
             break
         drafts.append(revised)
-        _register(run, [revised])
+        register(run, [revised])
     return drafts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated
 
 from anabranch.engine.grammar import lark
@@ -11,7 +12,7 @@ from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.folds import majority
-from anabranch.reason.formalise import Translate, formalise
+from anabranch.reason.formalise import CHAIN_TOKENS, Fallback, Translate, formalise
 from anabranch.reason.kernels import sample, write
 from anabranch.reason.registry import MaxTokens, OneOf, Samples, Temperature, TopP, strategy
 from anabranch.reason.turns import ask, begin
@@ -59,6 +60,7 @@ def linc(
     names: Annotated[str, OneOf(("words", "any"))] = "words",
     temperature: Temperature = 0.6,
     top_p: TopP = 1.0,
+    fallback: Fallback = "vote",
     max_tokens: MaxTokens = 48,
 ) -> Strategy:
     """One sentence after the other becomes a formula of up to `max_tokens`; the last one is asked.
@@ -66,25 +68,29 @@ def linc(
     Departures: a grammar keeps every formula readable, with the problem's own words as its only
     names unless `names` is "any"; z3 instead of Prover9; contradictory premises are a failed
     translation, since everything follows from them, and so is a conclusion that stays open when
-    the problem does not speak of that.
+    the problem does not speak of that. When no translation is left, as many chains of thought
+    vote; with `fallback="none"` the translations abstain.
     """
     solve = prover()
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         said = sentences(problem)
         asked = begin(root, problem, said[0], SHOWN)
+        sampling = {"temperature": temperature, "top_p": top_p}
+        chains = partial(sample, problem, root, n, CHAIN_TOKENS, **sampling)
         if asked is None:
-            return await sample(problem, root, n, max_tokens * len(said), temperature=temperature)
+            return await chains()
         words = sorted(set(_WORD.findall(problem.text))) if names == "words" else []
         rule = lark(grammar(*vocabulary(words)))
         return await formalise(
             problem,
             [Thought(branch) for branch in asked.fork(n)],
-            _translation(said, temperature=temperature, top_p=top_p, allow=rule),
+            _translation(said, allow=rule, **sampling),
             solve,
             retries=0,
             limit=max_tokens * len(said),
             read=lambda verdict: spoken(verdict, problem),
+            otherwise=chains if fallback == "vote" else None,
         )
 
     return run

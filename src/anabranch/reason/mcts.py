@@ -9,7 +9,7 @@ from typing import Annotated
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.folds import by_value, rating
+from anabranch.reason.folds import by_rating, rating
 from anabranch.reason.kernels import grow, judge_steps, sampler
 from anabranch.reason.registry import (
     Aggregated,
@@ -78,7 +78,7 @@ class Tree:
     summary="Monte Carlo tree search: steps that promise much and were tried little come next.",
     cost="rounds x fanout steps, each rated",
     use="With a judge of steps and a budget of many steps; stop it at any time.",
-    fold=by_value,
+    fold=by_rating,
 )
 def mcts(
     *,

@@ -21,14 +21,22 @@ from anabranch.reason.registry import (
     needs_partial,
     strategy,
 )
-from anabranch.reason.resample import POTENTIALS, by_share, judged, resampling
+from anabranch.reason.resample import (
+    POTENTIALS,
+    Particle,
+    by_share,
+    judged,
+    moving,
+    remembering,
+    resampling,
+)
 
 
 @strategy(
     "particles",
     paper="Puri et al. 2025, A probabilistic inference approach to inference-time scaling, sec. 3",
     summary="n thoughts, resampled after every step in proportion to what a judge gives them.",
-    cost="n steps a level, each rated",
+    cost="n steps a level, each rated; a move about half of what came before it",
     use="With a judge of steps that is no more than a hint: the spread is kept.",
     fold=by_share,
 )
@@ -38,12 +46,18 @@ def particles(
     judge: JudgedBy = "likelihood",
     potential: Annotated[str, OneOf(POTENTIALS)] = "odds",
     ess: Annotated[float, Range(0, 1)] = 1.0,
+    moves: Annotated[int, Range(0, 64)] = 0,
     step: Steps = "line",
     step_tokens: MaxTokens = 96,
     rounds: Rounds = 24,
     temperature: Temperature = 1.0,
 ) -> Strategy:
     """Towards the posterior that weighs each text by the model and by every step's potential.
+
+    Resampling leaves copies; `moves` lets all particles take a stretch of their steps again after
+    it, and keeps what comes of that by Metropolis and Hastings's rule (resample-move: Gilks and
+    Berzuini 2001, Following a moving target, section 3). Few particles with moves come nearer to
+    the posterior; a move costs about half of what the particles have cost so far.
 
     Departures: resampling is systematic, and with `ess` below 1 only when the effective number of
     particles falls below that share; a finished particle keeps its weight instead of being weighed
@@ -53,10 +67,15 @@ def particles(
     needs_partial("particles", judge)
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
-        return await population(
-            [Thought(branch) for branch in root.fork(n)],
+        advance, weigh = remembering(
             sampler(problem, temperature=temperature, until=boundary(step)),
-            resampling(ess, judged(judge, problem, potential)),
+            judged(judge, problem, potential),
+        )
+        move = moving(root, advance, weigh, times=moves, limit=step_tokens) if moves else None
+        return await population(
+            [Particle(branch) for branch in root.fork(n)],
+            advance,
+            resampling(ess, weigh, move=move),
             limit=step_tokens,
             rounds=rounds,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from anabranch.errors import InputError
 from anabranch.program.answers import letters
 from anabranch.program.types import Problem
@@ -14,10 +16,13 @@ ENDING_CHOICE = 'At the end write "The answer is" and the letter of the right op
 """Endings that `answers.extract` reads."""
 
 
-def messages(problem: Problem) -> list[dict[str, str]]:
+def messages(problem: Problem, shown: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
     """The conversation that asks for a problem's solution.
 
     The problem's own `system` text replaces our instruction.
+
+    Args:
+        shown: turns that come before, each with its reply, as examples.
 
     Raises:
         InputError: the problem has no text, or more choices than letters.
@@ -26,13 +31,27 @@ def messages(problem: Problem) -> list[dict[str, str]]:
         raise InputError("the problem is empty", fix="give it some text")
     if len(problem.choices) > 26:
         raise InputError("too many choices", got=len(problem.choices), allowed="up to 26")
+    return conversation(problem, instruction(problem), shown)
+
+
+def instruction(problem: Problem) -> str:
+    """What asks for a solution; the question alone where the problem has its own `system` text."""
     question = stated_question(problem)
-    if problem.system is not None:
-        return [
-            {"role": "system", "content": problem.system},
-            {"role": "user", "content": question},
-        ]
-    return [{"role": "user", "content": f"{question}\n\n{STEPS} {ending(problem)}"}]
+    return question if problem.system is not None else f"{question}\n\n{STEPS} {ending(problem)}"
+
+
+def conversation(
+    problem: Problem, text: str, shown: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, str]]:
+    """Messages that wait for the reply to `text`, under the problem's own `system` text.
+
+    Args:
+        shown: as for `messages`.
+    """
+    turns = [] if problem.system is None else [{"role": "system", "content": problem.system}]
+    for asked, replied in shown:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": replied}]
+    return [*turns, {"role": "user", "content": text}]
 
 
 def stated_question(problem: Problem) -> str:

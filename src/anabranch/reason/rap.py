@@ -13,7 +13,7 @@ from anabranch.program.budget import Budget
 from anabranch.program.derived import probe
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.folds import by_value, rating
+from anabranch.reason.folds import by_rating, rating
 from anabranch.reason.kernels import Advance, grow, sampler, spread
 from anabranch.reason.mcts import Tree, uct
 from anabranch.reason.registry import (
@@ -51,9 +51,9 @@ ASK = "Is this a right and useful step? Answer yes or no: "
     "rap",
     paper="Hao et al. 2023, Reasoning with language model is planning with world model, section 3",
     summary="Tree search over actions; the model also predicts, and doubts, what they lead to.",
-    cost="rounds x fanout actions, each with a predicted state",
+    cost="rollouts x actions steps, each with a predicted state",
     use="Puzzles whose states can be told in words.",
-    fold=by_value,
+    fold=by_rating,
 )
 def rap(
     *,

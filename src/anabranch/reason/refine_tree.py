@@ -9,10 +9,11 @@ from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
-from anabranch.reason.criticism import WHAT_FAILS, approval, revised
+from anabranch.reason.criticism import OWN, WHAT_FAILS, approval, revised
 from anabranch.reason.folds import by_rating
 from anabranch.reason.kernels import sample
 from anabranch.reason.registry import (
+    JudgedBy,
     MaxTokens,
     OneOf,
     Range,
@@ -29,7 +30,7 @@ from anabranch.reason.turns import remark_on
     "refine_tree",
     paper="Cheng et al. 2024, SPaR: self-play with tree-search refinement, section 2.3",
     summary="A tree of revisions, searched in breadth or in depth until one is found right.",
-    cost="up to rounds x fanout solutions",
+    cost="up to visits drafts, each rated, and a complaint for each that fails",
     use="As refine, when one line of revisions gets stuck.",
     fold=by_rating,
 )
@@ -38,6 +39,7 @@ def refine_tree(
     width: Samples = 2,
     depth: Annotated[int, Range(1, 16)] = 2,
     order: Annotated[str, OneOf(("breadth", "depth"))] = "breadth",
+    judge: JudgedBy = OWN,
     threshold: Share = 0.5,
     visits: Rounds = 16,
     temperature: Temperature = 0.8,
@@ -47,8 +49,9 @@ def refine_tree(
     """Each draft visited is rated; up to `threshold` it is criticised and revised in `width` ways.
     At most `visits` drafts are visited, `depth` revisions deep.
 
-    Departures: the search of the paper without its training; the rating is the probability of the
-    word Yes, where the paper takes the majority of several judgements.
+    Departures: the search of the paper without its training; by default the rating is the
+    probability of the word Yes. `judge=repeat(judge=verdict)` takes several judgements, as the
+    paper does.
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
@@ -58,8 +61,7 @@ def refine_tree(
             if not waiting or budget.over:
                 break
             draft, level = waiting.popleft() if order == "breadth" else waiting.pop()
-            draft.scores = (*draft.scores, await approval(draft))
-            if draft.scores[-1] > threshold:
+            if await approval(judge, problem, draft) > threshold:
                 break
             if level == depth:
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -46,14 +48,21 @@ _STRATEGIES = Registry("strategy", "anabranch.reason")
 
 
 def strategy(
-    name: str, *, paper: str, summary: str, cost: str, use: str, fold: Fold
+    name: str,
+    *,
+    paper: str,
+    summary: str,
+    cost: str,
+    use: str,
+    fold: Callable[..., list[tuple[str, float]]],
 ) -> Callable[[Callable[..., Strategy]], Callable[..., Strategy]]:
     """Register a factory of strategies.
 
     Args:
         cost: what it computes, in its parameters, solutions and steps.
         use: when to take it.
-        fold: how its candidates become one answer.
+        fold: how its candidates become one answer: a `Fold`. If it has parameters that the strategy
+            has too, such as `aggregate`, they have the strategy's values.
     """
     return _STRATEGIES.register(name, paper=paper, summary=summary, cost=cost, use=use, fold=fold)
 
@@ -71,4 +80,5 @@ def parse(text: str) -> Named:
 def fold_of(named: Named) -> Fold:
     """How a strategy's candidates become one answer."""
     fold: Any = named.entry.extra["fold"]
-    return fold  # type: ignore[no-any-return]
+    shared = inspect.signature(fold).parameters.keys() & named.values.keys()
+    return functools.partial(fold, **{name: named.values[name] for name in shared})

@@ -7,14 +7,19 @@ from typing import Annotated
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.folds import by_rating, rating
-from anabranch.reason.kernels import population, sampler
-from anabranch.reason.registry import MaxTokens, Range, Samples, Share, Temperature, strategy
-from anabranch.reason.turns import NO, verdict
-
-START_OVER = "Would starting over give a better solution than that? Reply Yes or No."
+from anabranch.reason.kernels import judge_steps, population, sampler
+from anabranch.reason.registry import (
+    JudgedBy,
+    MaxTokens,
+    Range,
+    Samples,
+    Share,
+    Temperature,
+    needs_partial,
+    strategy,
+)
 
 
 @strategy(
@@ -31,30 +36,28 @@ def self_evaluate(
     n: Samples = 8,
     at: MaxTokens = 64,
     keep: Annotated[float, Range(0, 1, low_open=True)] = 0.25,
+    judge: JudgedBy = "start_over",
     threshold: Share = 0.8,
     temperature: Temperature = 0.8,
     max_tokens: MaxTokens = 512,
 ) -> Strategy:
-    """After `at` tokens, the share `keep` of the beginnings goes on, those that starting over would
-    least improve; they are finished best first, until one is rated at `threshold` or higher.
+    """After `at` tokens, the share `keep` of the beginnings goes on, by default those that starting
+    over would least improve; they are finished best first, until one is rated at `threshold` or
+    higher.
 
     Departures: the paper trains the model to predict whether to start over; here it is asked, and
     what it says is uncalibrated. All samples have one temperature. A rating is the mean of those of
     the beginning and the end.
     """
+    needs_partial("self_evaluate", judge)
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         advance = sampler(problem, temperature=temperature)
 
-        async def rate(thoughts: list[Thought]) -> None:
-            shares = await together(verdict(t.branch, START_OVER) for t in thoughts)
-            for thought, share in zip(thoughts, shares, strict=True):
-                thought.scores = (*thought.scores, share[NO])
-
         async def prune(thoughts: list[Thought]) -> list[Thought]:
             if len(thoughts) == 1:
                 return thoughts
-            await rate(thoughts)
+            await judge_steps(judge, problem, thoughts)
             ranked = sorted(thoughts, key=lambda thought: -rating(thought))
             return ranked[: math.ceil(keep * n)]
 
@@ -65,7 +68,7 @@ def self_evaluate(
             if not thought.done:
                 if max_tokens > at:
                     await population([thought], advance, limit=max_tokens - at)
-                await rate([thought])
+                await judge_steps(judge, problem, [thought])
             finished.append(thought)
             if rating(thought) >= threshold or budget.over:
                 break

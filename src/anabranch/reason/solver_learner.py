@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.folds import majority
-from anabranch.reason.formalise import code, formalise, posed
+from anabranch.reason.formalise import Fallback, code, formalise, posed
 from anabranch.reason.induction import FUNCTION, examples, inducer
 from anabranch.reason.kernels import sample
 from anabranch.reason.registry import MaxTokens, Retries, Samples, Temperature, TopP, strategy
@@ -27,12 +29,14 @@ def solver_learner(
     retries: Retries = 1,
     temperature: Temperature = 0.8,
     top_p: TopP = 1.0,
+    fallback: Fallback = "vote",
     max_tokens: MaxTokens = 384,
 ) -> Strategy:
     """The model sees examples and writes a function; only the interpreter applies it.
 
     Departures: several functions, of which those that are wrong about an example abstain, or are
-    told and corrected. A problem without examples is answered by plain thoughts.
+    told and corrected. A problem without examples is answered by chains of thought, and so is one
+    for which no function fits; with `fallback="none"` the functions abstain.
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
@@ -41,8 +45,9 @@ def solver_learner(
         if shown is None:
             root.run.remark("there are no examples `input -> output` to learn from")
         asked = posed(root, problem, FUNCTION) if shown else None
+        chains = partial(sample, problem, root, n, max_tokens, **sampling)
         if shown is None or asked is None:
-            return await sample(problem, root, n, max_tokens, **sampling)
+            return await chains()
         return await formalise(
             problem,
             [Thought(branch) for branch in asked.fork(n)],
@@ -50,6 +55,7 @@ def solver_learner(
             inducer(*shown),
             retries=retries,
             limit=max_tokens,
+            otherwise=chains if fallback == "vote" else None,
         )
 
     return run

@@ -59,7 +59,7 @@ def spec_reason(
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         write = sampler(problem, until=boundary(step), temperature=temperature)
-        thought, small = Thought(root.fork()), _small(problem, root)
+        thought, small = Thought(root.fork()), await _small(problem, root)
         root.run.thoughts = [thought]
         for index in range(rounds):
             if thought.done or budget.over:
@@ -81,11 +81,11 @@ def spec_reason(
                 await small.force(thought.branch.last.text)
         return [thought] if thought.text else root.run.thoughts
 
-    def _small(problem: Problem, root: Branch) -> Branch | None:
+    async def _small(problem: Problem, root: Branch) -> Branch | None:
         """Where the small model writes; None when the budget does not cover its prompt."""
         if not draft:
             return root.fork()
-        run, engine, asked = root.run, root.engine.other(draft), messages(problem)
+        run, engine, asked = root.run, await root.engine.other(draft), messages(problem)
         if len(engine.tokenizer.chat(asked)) > run.budget.left_tokens or run.budget.over:
             run.remark("the budget did not cover the small model's prompt: the large one wrote all")
             return None

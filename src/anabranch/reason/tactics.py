@@ -55,7 +55,7 @@ def tactics(
     temperature: Temperature = 0.6,
     max_tokens: MaxTokens = 384,
 ) -> Strategy:
-    """The likeliest tactic of five, and when it gives no answer the next, up to `tries`.
+    """The likeliest of five tactics, when it gives no answer the next, up to `tries`, then words.
 
     How likely a tactic is without the problem is subtracted, since small models prefer a word
     whatever is asked. Equals are tried in the order of how often models get them right.
@@ -66,16 +66,17 @@ def tactics(
     shared: dict[str, Any] = {"n": n, "temperature": temperature}
     formal: dict[str, Any] = {"retries": retries, "max_tokens": max_tokens, **shared}
     ways: dict[str, Strategy] = {
-        "program": pal(**formal),
+        "program": pal(fallback="none", **formal),
         "words": vote(max_tokens=max_tokens, **shared),
         "equations": _formal(EQUATIONS, algebra, EQUATION, **formal),
-        "logic": linc(**shared),
+        "logic": linc(fallback="none", **shared),
         "constraints": _formal(CONSTRAINTS, smt, "", **formal),
     }
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         found: list[Thought] = []
-        for way in (await _ranked(problem, root, list(ways)))[:tries]:
+        ranked = await _ranked(problem, root, list(ways))
+        for way in dict.fromkeys([*ranked[:tries], "words"]):
             found += await ways[way](problem, root, budget)
             root.run.note("tactic", tactic=way)
             if budget.over or any(thought.answer is not None for thought in found):

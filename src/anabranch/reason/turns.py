@@ -11,6 +11,7 @@ from anabranch.program.branch import Branch
 from anabranch.program.derived import choose, forks, turn
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.kernels import population, sample, sampler
+from anabranch.reason.prompts import conversation
 
 YES, NO = "Yes", "No"
 
@@ -28,11 +29,7 @@ def begin(
     Returns:
         None, with a remark, when budget or context do not cover the text.
     """
-    pairs = (zip(("user", "assistant"), pair, strict=True) for pair in shown)
-    messages = [{"role": role, "content": said} for pair in pairs for role, said in pair]
-    messages.append({"role": "user", "content": text})
-    if problem.system is not None:
-        messages.insert(0, {"role": "system", "content": problem.system})
+    messages = conversation(problem, text, shown)
     run, engine = near.run, near.engine
     if run.budget.over or len(engine.tokenizer.chat(messages)) > run.budget.left_tokens:
         run.remark("budget or context did not cover every question of the method")

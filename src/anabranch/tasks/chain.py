@@ -23,7 +23,7 @@ def chain(*, operations: Annotated[int, Range(1, 40)] = 4) -> Make:
 
     def make(rng: random.Random) -> Posed:
         value = rng.randint(2, 20)
-        text, values, steps = f"{value}", [], []
+        text, values, steps = f"{value}", list[int](), list[str]()
         for _ in range(operations):
             sign, other, result = rng.choice(_next(value, rng))
             # A sum must be closed before it is multiplied or divided.

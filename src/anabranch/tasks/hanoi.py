@@ -25,9 +25,7 @@ _PEGS = "ABC"
 )
 def hanoi(*, disks: Annotated[int, Range(2, 8)] = 3) -> Make:
     """From a position more than half as far away as any; 2^disks - 1 moves at most."""
-    starts = {
-        goal: hard(distances((goal,) * disks, (goal,) * disks, moves)) for goal in range(3)
-    }
+    starts = {goal: hard(distances((goal,) * disks, (goal,) * disks, moves)) for goal in range(3)}
 
     def make(rng: random.Random) -> Posed:
         goal = rng.randrange(3)

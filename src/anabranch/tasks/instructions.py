@@ -15,7 +15,7 @@ from anabranch.tasks.registry import Make, Posed, task
 _TOPICS = ("a river", "a train", "the moon", "a market", "winter", "a garden", "a ship", "bread")
 _KEYWORDS = ("lantern", "copper", "melody", "harvest", "marble", "pocket", "signal", "velvet")
 _ENDINGS = ("that is all", "until next time", "nothing more to say")
-_FILLER = "people often stop there to look and listen for some time".split()
+_FILLER = ["people", "often", "stop", "there", "to", "look", "and", "listen", "for", "some", "time"]
 
 
 @dataclass(frozen=True)

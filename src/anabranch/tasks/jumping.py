@@ -27,9 +27,7 @@ def jumping(*, checkers: Annotated[int, Range(1, 5)] = 2) -> Make:
     def make(rng: random.Random) -> Posed:
         start = rng.choice(starts)
         right, left = rng.sample(_COLOURS, 2)
-        now, wanted = (
-            " ".join(s).replace(">", right).replace("<", left) for s in (start, goal)
-        )
+        now, wanted = (" ".join(s).replace(">", right).replace("<", left) for s in (start, goal))
         text = (
             f"Checkers lie in a row of {len(start)} places, numbered from 1 at the left; _ is the "
             f"empty one: {now}. A checker {right} moves only to the right, a checker {left} only "

@@ -32,20 +32,15 @@ def knights(*, people: Annotated[int, Range(2, 8)] = 3) -> Make:
         names = rng.sample(NAMES, people)
         while True:
             said = [rng.choice(_statements(i, names)) for i in range(people)]
-            # A statement is true if, and only if, a knight makes it.
-            clues: list[Clue[World]] = [
-                (text, lambda w, i=i, holds=holds: holds(w) == w[i])
-                for i, (text, holds) in enumerate(said)
-            ]
-            left = left_by(worlds, clues)
+            left = left_by(worlds, [_said(i, clue) for i, clue in enumerate(said)])
             if len(left) == 1 and any(left[0]):
                 break
         answer = ", ".join(sorted(n for n, knight in zip(names, left[0], strict=True) if knight))
+        speeches = [f'{n} says: "{s}"' for n, (s, _) in zip(names, said, strict=True)]
         text = (
             "Knights always tell the truth, and knaves always lie. "
             f"Each of {', '.join(names)} is a knight or a knave. "
-            + " ".join(f'{name} says: "{text}"' for name, (text, _) in zip(names, said, strict=True))
-            + " Name all knights, separated by commas."
+            f"{' '.join(speeches)} Name all knights, separated by commas."
         )
         return Posed(
             Problem(text, kind="exact"),
@@ -60,21 +55,31 @@ def _names(text: str) -> list[str]:
     return sorted(word for word in plain(text).casefold().split() if word != "and")
 
 
+def _said(who: int, clue: Clue[World]) -> Clue[World]:
+    """A statement is true if, and only if, a knight makes it."""
+    text, holds = clue
+    return text, lambda w: holds(w) == w[who]
+
+
 def _statements(me: int, names: list[str]) -> list[Clue[World]]:
-    found: list[Clue[World]] = []
     others = [i for i in range(len(names)) if i != me]
-    for i in others:
-        found += [
-            (f"{names[i]} is a knight.", lambda w, i=i: w[i]),
-            (f"{names[i]} is a knave.", lambda w, i=i: not w[i]),
-            (f"{names[i]} and I are of the same kind.", lambda w, i=i: w[i] == w[me]),
-            (f"{names[i]} or I am a knave.", lambda w, i=i: not (w[i] and w[me])),
-        ]
-    for i, j in itertools.combinations(others, 2):
-        one, two = names[i], names[j]
-        found += [
-            (f"{one} and {two} are both knaves.", lambda w, i=i, j=j: not w[i] and not w[j]),
-            (f"At least one of {one} and {two} is a knight.", lambda w, i=i, j=j: w[i] or w[j]),
-            (f"If {one} is a knight, so is {two}.", lambda w, i=i, j=j: not w[i] or w[j]),
-        ]
-    return found
+    found = [clue for i in others for clue in _of_one(i, me, names)]
+    return found + [c for i, j in itertools.combinations(others, 2) for c in _of_two(i, j, names)]
+
+
+def _of_one(i: int, me: int, names: list[str]) -> list[Clue[World]]:
+    return [
+        (f"{names[i]} is a knight.", lambda w: w[i]),
+        (f"{names[i]} is a knave.", lambda w: not w[i]),
+        (f"{names[i]} and I are of the same kind.", lambda w: w[i] == w[me]),
+        (f"{names[i]} or I am a knave.", lambda w: not (w[i] and w[me])),
+    ]
+
+
+def _of_two(i: int, j: int, names: list[str]) -> list[Clue[World]]:
+    one, two = names[i], names[j]
+    return [
+        (f"{one} and {two} are both knaves.", lambda w: not w[i] and not w[j]),
+        (f"At least one of {one} and {two} is a knight.", lambda w: w[i] or w[j]),
+        (f"If {one} is a knight, so is {two}.", lambda w: not w[i] or w[j]),
+    ]

@@ -23,9 +23,9 @@ _WHEN = ("before sunrise", "on a rainy evening", "all summer", "without a word",
     "needles",
     paper="Hsieh et al. 2024, RULER: What is the real context size of your long-context language "
     "models?, section 3 (multi-key, multi-query)",
-    summary="The code words of so many cities, hidden among others in a text of so many words.",
+    summary="The numbers of some cities, hidden among others in a text of so many words.",
     difficulty="words",
-    counts="words of the text, about",
+    counts="words of the text, or some more",
 )
 def needles(
     *,
@@ -38,11 +38,11 @@ def needles(
     def make(rng: random.Random) -> Posed:
         cities = rng.sample(_CITIES, needles + others)
         numbers = rng.sample(range(1000, 10_000), len(cities))
-        hidden = [
-            f"The number of {c} is {n}." for c, n in zip(cities, numbers, strict=True)
-        ]
-        count = max(0, words - 6 * len(hidden)) // 8
-        told = [" ".join(map(rng.choice, (_WHO, _DOES, _WHAT, _WHEN))) + "." for _ in range(count)]
+        hidden = [f"The number of {c} is {n}." for c, n in zip(cities, numbers, strict=True)]
+        told, length = list[str](), 6 * len(hidden)
+        while length < words:
+            told.append(" ".join(map(rng.choice, (_WHO, _DOES, _WHAT, _WHEN))) + ".")
+            length += len(told[-1].split())
         for fact in hidden:
             told.insert(rng.randint(0, len(told)), fact)
         asked = cities[:needles]

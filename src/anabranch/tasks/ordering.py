@@ -12,6 +12,9 @@ from anabranch.tasks.clues import Clue, sufficient
 from anabranch.tasks.registry import Make, Posed, task
 from anabranch.tasks.steps import plain
 
+World = tuple[int, ...]
+"""Who stands at each place, from the left."""
+
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
 
 
@@ -24,13 +27,13 @@ NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
 )
 def ordering(*, people: Annotated[int, Range(3, 7)] = 3) -> Make:
     """One order fits the clues, and no clue can be left out."""
-    worlds = list(itertools.permutations(range(people)))
+    worlds = list[World](itertools.permutations(range(people)))
 
     def make(rng: random.Random) -> Posed:
         names = rng.sample(NAMES, people)
         chosen = None
         while chosen is None:
-            order = rng.choice(worlds)  # order[p]: who stands at place p
+            order = rng.choice(worlds)
             chosen = sufficient(worlds, [c for c in _clues(names) if c[1](order)], rng)
         answer = ", ".join(names[who] for who in order)
         text = (
@@ -46,21 +49,23 @@ def ordering(*, people: Annotated[int, Range(3, 7)] = 3) -> Make:
     return make
 
 
-def _clues(names: list[str]) -> list[Clue[tuple[int, ...]]]:
-    found: list[Clue[tuple[int, ...]]] = []
-    for a, b in itertools.permutations(range(len(names)), 2):
-        one, two = names[a], names[b]
-        found += [
-            (f"{one} is somewhere left of {two}.", lambda w, a=a, b=b: w.index(a) < w.index(b)),
-            (
-                f"{one} is directly left of {two}.",
-                lambda w, a=a, b=b: w.index(a) + 1 == w.index(b),
-            ),
-            (f"{one} is not next to {two}.", lambda w, a=a, b=b: abs(w.index(a) - w.index(b)) > 1),
-        ]
-    for a, one in enumerate(names):
-        found += [
-            (f"{one} is at one end of the row.", lambda w, a=a: a in (w[0], w[-1])),
-            (f"{one} is not at an end of the row.", lambda w, a=a: a not in (w[0], w[-1])),
-        ]
-    return found
+def _clues(names: list[str]) -> list[Clue[World]]:
+    pairs = itertools.permutations(range(len(names)), 2)
+    found = [clue for a, b in pairs for clue in _of_two(a, b, names)]
+    return found + [clue for a in range(len(names)) for clue in _of_one(a, names)]
+
+
+def _of_two(a: int, b: int, names: list[str]) -> list[Clue[World]]:
+    one, two = names[a], names[b]
+    return [
+        (f"{one} is somewhere left of {two}.", lambda w: w.index(a) < w.index(b)),
+        (f"{one} is directly left of {two}.", lambda w: w.index(a) + 1 == w.index(b)),
+        (f"{one} is not next to {two}.", lambda w: abs(w.index(a) - w.index(b)) > 1),
+    ]
+
+
+def _of_one(a: int, names: list[str]) -> list[Clue[World]]:
+    return [
+        (f"{names[a]} is at one end of the row.", lambda w: a in (w[0], w[-1])),
+        (f"{names[a]} is not at an end of the row.", lambda w: a not in (w[0], w[-1])),
+    ]

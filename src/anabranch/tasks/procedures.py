@@ -34,7 +34,7 @@ def procedures(
     def make(rng: random.Random) -> Posed:
         thing = rng.choice(_THINGS) if on == "any" else on
         start, operations = _START[thing](rng), _OPERATIONS[thing]
-        state, orders, states = start, [], []
+        state, orders, states = start, list[str](), list[str]()
         while len(orders) < steps:
             order, do = operations(rng, state)
             changed = do(state)
@@ -92,7 +92,9 @@ def _on_list(rng: random.Random, state: list[int]) -> Operation:
         (f"add {n} to the first number", lambda s: [s[0] + n, *s[1:]]),
         ("sort the list from small to large", lambda s: sorted(s)),
     ]
-    return rng.choice(same + (longer if len(state) < 7 else []) + (shorter if len(state) > 3 else []))
+    return rng.choice(
+        same + (longer if len(state) < 7 else []) + (shorter if len(state) > 3 else [])
+    )
 
 
 def _on_number(rng: random.Random, state: int) -> Operation:

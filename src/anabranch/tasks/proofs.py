@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def proofs(*, depth: Annotated[int, Range(1, 8)] = 3) -> Make:
         wanted, holds = rng.choice(("true", "false", "unknown")), rng.random() < 0.5
         has, lacks, idle, never = more[:4]  # `lacks` and `never` are nobody's
         rules: list[Rule] = []
-        for i, (before, after) in enumerate(zip(chain, chain[1:], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(chain)):
             # A rule may ask for what is given, besides the trait before.
             needs = (before, has) if rng.random() < 0.4 else (before,)
             rules.append((needs, (after, holds if i == depth - 1 else True)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Annotated
 
+from anabranch.errors import InputError
 from anabranch.program.registry import Range
 from anabranch.tasks.registry import Make, Posed, task
 from anabranch.tasks.search import Puzzle, distances, hard
@@ -27,9 +28,11 @@ _SIDES = (
     difficulty="pairs",
     counts="missionaries, and as many cannibals",
 )
-def river(*, pairs: Annotated[int, Range(2, 6)] = 2) -> Make:
-    """The boat holds two, or three for four or five pairs, or four for six, lest it be impossible."""
-    boat = 2 if pairs < 4 else 3 if pairs < 6 else 4
+def river(*, pairs: Annotated[int, Range(2, 5)] = 2, boat: Annotated[int, Range(2, 4)] = 3) -> Make:
+    """`boat` is how many it holds. From a position more than half as far away as any; the known
+    puzzle, `river(pairs=3, boat=2)`, takes eleven crossings. Two seats are too few from four on."""
+    if boat == 2 and pairs > 3:
+        raise InputError("a boat for two is too small", got=pairs, allowed="pairs up to 3")
 
     def moves(state: State) -> dict[str, State]:
         m, c, left = state
@@ -47,14 +50,14 @@ def river(*, pairs: Annotated[int, Range(2, 6)] = 2) -> Make:
         one, many, bad, worse = rng.choice(_SIDES)
         m, c, left = start = rng.choice(starts)
         text = (
-            f"{pairs} {many} and {pairs} {worse} cross a river from the left bank to the right, in "
-            f"a boat that holds {boat} and never goes empty. Nowhere may there be more {worse} "
-            f"than {many} while there is a {one}, also in the boat. Now on the left bank: {many} {m}, "
-            f"{worse} {c}; on the right bank: {many} {pairs - m}, {worse} {pairs - c}; the boat is "
-            f"on the {'left' if left else 'right'}. Bring all to the right bank. Write each crossing "
-            f"with a letter M for every {one} and C for every {bad} in the boat, and separate "
-            f"crossings by commas. Example: MC, M is a {one} and a {bad} crossing, then a {one} "
-            "crossing back."
+            f"{pairs} {many} and {pairs} {worse} cross a river from the left bank to the right, "
+            f"in a boat that holds {boat} and never goes empty. Nowhere may there be more {worse} "
+            f"than {many} while there is a {one}, also in the boat. Now on the left bank: "
+            f"{many} {m}, {worse} {c}; on the right bank: {many} {pairs - m}, {worse} {pairs - c}; "
+            f"the boat is on the {'left' if left else 'right'}. Bring all to the right bank. "
+            f"Write each crossing with a letter M for every {one} and C for every {bad} in the "
+            "boat, and separate the crossings by commas. "
+            f"Example: MC, M is a {one} and a {bad} crossing, then a {one} crossing back."
         )
         return Puzzle(start, (0, 0, False), moves, r"\b[MC]{1,9}\b").pose(text)
 

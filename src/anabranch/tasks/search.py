@@ -90,13 +90,15 @@ def distances(start: S, goal: S, moves: Callable[[S], Mapping[str, S]]) -> dict[
                 todo.append(after)
     far, edge = {goal: 0}, [goal]
     while edge:
-        nearer = {b: far[state] + 1 for state in edge for b in before.get(state, ()) if b not in far}
+        nearer = {
+            b: far[state] + 1 for state in edge for b in before.get(state, ()) if b not in far
+        }
         far |= nearer
         edge = list(nearer)
     return far
 
 
 def hard(far: Mapping[S, int]) -> list[S]:
-    """The states in the farther half of the way to the goal, in an order that is always the same."""
+    """The states that are farther from the goal than half of the farthest, always in one order."""
     most = max(far.values())
     return sorted((s for s, d in far.items() if 2 * d > most), key=repr)

@@ -17,13 +17,15 @@ _SUMS = Notation(
     binary={"+": (1, 2), "-": (1, 2), "*": (3, 4), "/": (3, 4)}, prefix={"-": 5}, numbers=True
 )
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "$": None})
+_LATEX = re.compile(r"\\(times|cdot|div)(?![a-z])")
 _EQUATION = re.compile(r"([-+*/() \d.]{1,240})=[ ]{0,3}(-?\d[\d,]{0,60}(?:\.\d{1,60})?)")
+_ANSWER = re.compile(r"^.*\banswer\b", re.I | re.M)
 _NUMBERED = re.compile(r"^[\s*#>-]{0,9}(?:step\s{0,3})?(\d{1,4})\W{0,3}[:.)](.*)$", re.I | re.M)
 
 
 def calculate(text: str) -> tuple[Fraction, list[int]] | None:
     """The exact value of a sum of whole numbers, and the numbers in it; None if it is none."""
-    text = text.replace(r"\times", "*").replace(r"\cdot", "*").translate(_SIGNS)
+    text = _plain_signs(text)
     if len(text) > MAX_SUM:
         return None
     numbers: list[int] = []
@@ -31,6 +33,10 @@ def calculate(text: str) -> tuple[Fraction, list[int]] | None:
         return _value(_SUMS.read(text), numbers), numbers
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def _plain_signs(text: str) -> str:
+    return _LATEX.sub(lambda m: "/" if m[1] == "div" else "*", text).translate(_SIGNS)
 
 
 def _value(tree: Tree, numbers: list[int]) -> Fraction:
@@ -53,7 +59,7 @@ def calculated(values: Sequence[object]) -> Follow:
     """
 
     def claims(text: str) -> Iterator[tuple[str, bool]]:
-        for match in _EQUATION.finditer(text[-MAX_READ:].translate(_SIGNS)):
+        for match in _EQUATION.finditer(_plain_signs(text[-MAX_READ:])):
             # "So 1) 3 + 4 = 7": what stands before the sum is no part of it.
             left = match[1].strip().lstrip("./*+) ")
             got, said = calculate(left), normalise_number(match[2])
@@ -81,14 +87,21 @@ def claimed(gold: Sequence[str], pattern: str, true: Iterable[str]) -> Follow:
 
 
 def numbered(gold: Sequence[str]) -> Follow:
-    """Right is the k-th line of the form `Step k: ...` if it says what the k-th of these does."""
+    """Right is the k-th step, from `Step k: ...` on, if it says what the k-th of these does.
+
+    It may say so at once, or on its last line after the order or a calculation.
+    """
 
     def follow(text: str) -> list[bool]:
-        found = []
-        for place, match in enumerate(_NUMBERED.finditer(text[-MAX_READ:])):
-            said = plain(match[2])
-            right = place < len(gold) and said == plain(gold[place])
-            found.append(int(match[1]) == place + 1 and right)
+        text = text[-MAX_READ:]
+        heads, found = list(_NUMBERED.finditer(text)), list[bool]()
+        for place, head in enumerate(heads):
+            end = heads[place + 1].start() if place + 1 < len(heads) else len(text)
+            body = _ANSWER.split(text[head.end() : end], maxsplit=1)[0].strip()
+            last = body.rpartition("\n")[2] or head[2]
+            said = (plain(head[2]), plain(last), plain(last.rpartition("=")[2]))
+            right = place < len(gold) and plain(gold[place]) in said
+            found.append(int(head[1]) == place + 1 and right)
         return found
 
     return follow

@@ -39,7 +39,7 @@ def strings(*, operations: Annotated[int, Range(2, 6)] = 2) -> Make:
     def make(rng: random.Random) -> Posed:
         word = rng.choice(WORDS)
         chosen = rng.sample(OPERATIONS, operations)
-        states = []
+        states: list[str] = []
         for _, do in chosen:
             states.append(do(states[-1] if states else word))
         first, *others = (name for name, _ in chosen)

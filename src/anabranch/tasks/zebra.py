@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from typing import Annotated
 
 from anabranch.program.registry import Range
@@ -14,6 +15,9 @@ from anabranch.tasks.registry import Make, Posed, task
 
 World = tuple[tuple[int, ...], ...]
 """Per kind of thing, the house of each."""
+
+Thing = tuple[str, int, int]
+"""How it is called, its kind, and its place in the lists of that kind."""
 
 _PETS = ("cat", "dog", "fish", "parrot", "rabbit", "horse")
 _DRINKS = ("tea", "milk", "coffee", "water", "juice", "cocoa")
@@ -57,25 +61,29 @@ def zebra(*, houses: Annotated[int, Range(2, 4)] = 3) -> Make:
     return make
 
 
-def _clues(things: list[list[tuple[str, int, int]]]) -> list[Clue[World]]:
+def _clues(things: list[list[Thing]]) -> list[Clue[World]]:
     found: list[Clue[World]] = []
-    for said, kind, i in itertools.chain(*things):
+    for one in itertools.chain(*things):
+        said, kind, i = one
         begin = said[0].upper() + said[1:]
         found += [
-            (f"{begin} lives in house {h + 1}.", lambda w, k=kind, i=i, h=h: w[k][i] == h)
-            for h in range(len(things[0]))
+            (f"{begin} lives in house {h + 1}.", _in(kind, i, h)) for h in range(len(things[0]))
         ]
-        for other, kind2, j in itertools.chain(*things):
-            if (kind, i) == (kind2, j):
+        for other in itertools.chain(*things):
+            if other == one:
                 continue
-            pair = {"k": kind, "i": i, "l": kind2, "j": j}
-            if kind < kind2:
-                found.append((f"{begin} is {other}.", _where(0, 0, **pair)))
-            found.append((f"{begin} lives directly left of {other}.", _where(1, 1, **pair)))
-            found.append((f"{begin} lives somewhere left of {other}.", _where(1, 9, **pair)))
+            if kind < other[1]:
+                found.append((f"{begin} is {other[0]}.", _where(0, 0, one, other)))
+            found.append((f"{begin} lives directly left of {other[0]}.", _where(1, 1, one, other)))
+            found.append((f"{begin} lives somewhere left of {other[0]}.", _where(1, 9, one, other)))
     return found
 
 
-def _where(low: int, high: int, *, k: int, i: int, l: int, j: int):  # type: ignore[no-untyped-def]  # noqa: E741
+def _in(kind: int, i: int, house: int) -> Callable[[World], bool]:
+    return lambda world: world[kind][i] == house
+
+
+def _where(low: int, high: int, one: Thing, two: Thing) -> Callable[[World], bool]:
     """Whether one lives so many houses left of the other."""
-    return lambda world: low <= world[l][j] - world[k][i] <= high
+    (_, k, i), (_, m, j) = one, two
+    return lambda world: low <= world[m][j] - world[k][i] <= high

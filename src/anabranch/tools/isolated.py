@@ -14,6 +14,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from anabranch.tools.results import Result, Solver, failure, outcome, too_long
@@ -76,18 +77,26 @@ async def _call(name: str, source: str, seconds: float) -> Result:
     return outcome(value) if value is not None else failure(error)
 
 
+def limit_memory() -> None:
+    """Let this process have no more than `MEMORY`, where the system can see to that."""
+    try:
+        import resource
+    except ImportError:
+        return
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
 def _limit(seconds: float) -> None:
+    limit_memory()
     try:
         import resource
     except ImportError:  # no such limits on this system: the clock remains
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     whole = math.ceil(used.ru_utime + used.ru_stime + seconds)
-    for kind, most in ((resource.RLIMIT_CPU, whole), (resource.RLIMIT_AS, MEMORY)):
-        try:
-            resource.setrlimit(kind, (most, most))
-        except (ValueError, OSError):
-            continue  # not to be had here
+    with suppress(ValueError, OSError):  # not to be had here
+        resource.setrlimit(resource.RLIMIT_CPU, (whole, whole))
 
 
 def main(name: str, seconds: str) -> None:

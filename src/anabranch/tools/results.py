@@ -34,13 +34,13 @@ Solver = Callable[[str], Awaitable[Result]]
 """Runs a source. Whatever the source is, it returns; it only raises when it is cancelled."""
 
 
-def needs(module: str, package: str) -> None:
+def needs(module: str, package: str, extra: str = "reason") -> None:
     """Raise InputError unless an optional package is installed."""
     if importlib.util.find_spec(module) is None:
         raise InputError(
             "a package that this needs is not installed",
             got=package,
-            fix="pip install anabranch[reason]",
+            fix=f"pip install anabranch[{extra}]",
         )
 
 

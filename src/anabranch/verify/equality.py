@@ -66,34 +66,38 @@ def symbolic(answer: str, expected: str) -> bool:
             "symbolic comparison needs a package that is not here", got="math-verify",
             fix="pip install math-verify",
         )  # fmt: skip
-    return _WORKER.equal(answer, expected)
+    return _WORKER.ask(answer, expected) == b"True"
 
 
-class _Worker:
-    """A process that compares formulas, and is killed when one takes too long.
+class Worker:
+    """A process that answers lines, and is killed when one takes too long.
 
     Some short formulas keep a computer algebra system busy for hours, and nothing but the end of
     the process stops it.
+
+    Args:
+        module: its `serve` reads lines and prints one for each, "ready" for an empty one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        atexit.register(self.stop)
 
-    def equal(self, answer: str, expected: str) -> bool:
+    def ask(self, *values: str) -> bytes:
+        """What it answers, b"" if it took too long or failed."""
         with self._lock:
             try:
                 if self._process is None:
                     self._process = self._start()
                     self._tell(self._process, b"", START_SECONDS)
-                said = self._tell(
-                    self._process, json.dumps([answer, expected]).encode(), MAX_SECONDS
-                )
+                said = self._tell(self._process, json.dumps(values).encode(), MAX_SECONDS)
             except OSError:
                 said = b""
             if not said:
                 self.stop()
-            return said == b"True"
+            return said
 
     def stop(self) -> None:
         """End the process; the next comparison starts another."""
@@ -104,7 +108,7 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-c", f"import {__name__} as equality; equality.serve()"],
+            [sys.executable, "-c", f"import {self._module} as work; work.serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -126,8 +130,7 @@ class _Worker:
             watch.cancel()
 
 
-_WORKER = _Worker()
-atexit.register(_WORKER.stop)
+_WORKER = Worker(__name__)
 
 
 def serve() -> None:

@@ -11,22 +11,18 @@ A file of records has one JSON object per line:
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from anabranch.errors import FileFormatError, InputError, check_range
+from anabranch.errors import check_range
 from anabranch.program.answers import extract, normalise
 from anabranch.program.branch import Branch
+from anabranch.program.jsonl import Line, read_lines
 from anabranch.program.run import Run
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Thought
-
-MAX_LINE = 4 << 20
-"""Longest line of a file of records, in bytes."""
 
 KINDS = ("auto", "number", "choice", "text", "exact", "whole")
 
@@ -50,33 +46,12 @@ def read_records(path: Path | str) -> list[Record]:
         InputError: it cannot be read, or holds none.
         FileFormatError: a line is no record; says which and why.
     """
-    records = []
-    try:
-        with open(path, "rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE + 1):
-                number += 1
-                if line.strip():
-                    records.append(_record(path, number, line))
-    except OSError as error:
-        raise InputError(f"the records cannot be read: {error.strerror}", got=str(path)) from None
-    if not records:
-        raise InputError("there are no records", got=str(path))
-    return records
+    lines = read_lines(path, "records", "see `fit-judge --help`")
+    return [_record(line) for line in lines]
 
 
-def _record(path: Path | str, number: int, line: bytes) -> Record:
-    def fault(what: str) -> FileFormatError:
-        return FileFormatError(path, f"line {number}: {what}", fix="see `fit-judge --help`")
-
-    if len(line) > MAX_LINE:
-        raise fault(f"longer than {MAX_LINE} bytes")
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        raise fault("no JSON") from None
-    if not isinstance(value, dict):
-        raise fault("no JSON object")
+def _record(value: Line) -> Record:
+    fault = value.fault
     texts = {name: value.get(name) for name in ("problem", "text")}
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():

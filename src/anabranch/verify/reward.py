@@ -35,7 +35,7 @@ def reward(*, model: Annotated[str, Text()] = "") -> Judge:
         raise InputError("reward needs a model", fix='name one: reward(model="path/to/model.gguf")')
 
     async def rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
-        engine = thoughts[0].branch.engine.other(model)
+        engine = await thoughts[0].branch.engine.other(model)
         return await together(_ask(engine, problem, thought) for thought in thoughts)
 
     return Judge(rate)

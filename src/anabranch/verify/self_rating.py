@@ -13,8 +13,15 @@ from anabranch.verify.registry import UNKNOWN, Judge, judge
 
 DIGITS = tuple("123456789")
 
-_VERDICT = "Is every step of this solution right so far? Answer Yes or No."
-_DIGIT = "How sure are you that this solution is right so far, from 1 to 9? Answer with one digit."
+_QUESTIONS = {
+    ("steps", "verdict"): "Is every step of this solution right so far? Answer Yes or No.",
+    ("steps", "digits"): "How sure are you that this solution is right so far, from 1 to 9? Answer "
+    "with one digit.",
+    ("whole", "verdict"): "Check every line of that. Is it all right, the result included? Reply "
+    "Yes or No.",
+    ("whole", "digits"): "Check every line of that. How sure are you that it is all right, the "
+    "result included, from 1 to 9? Reply with one digit.",
+}
 
 
 @judge(
@@ -25,15 +32,17 @@ _DIGIT = "How sure are you that this solution is right so far, from 1 to 9? Answ
 )
 def self_rating(
     *,
+    of: Annotated[str, OneOf(("steps", "whole"))] = "steps",
     scale: Annotated[str, OneOf(("verdict", "digits"))] = "verdict",
     prior: Annotated[str, OneOf(("empty", "none"))] = "empty",
 ) -> Judge:
     """The probability of "Yes", or the expected digit, brought to [0, 1]; nothing is sampled.
+    It is asked of the steps so far, or of the whole with its result.
 
     `prior="empty"` subtracts what the model says of an empty reply: 0.5 then means "no better than
     nothing". Departures: one question for all problems, instead of a prompt with examples.
     """
-    text, options = (_VERDICT, VERDICTS) if scale == "verdict" else (_DIGIT, DIGITS)
+    text, options = _QUESTIONS[of, scale], VERDICTS if scale == "verdict" else DIGITS
 
     async def rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
         asked = [question(t.branch, text, options, prior=prior == "empty") for t in thoughts]

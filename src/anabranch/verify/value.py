@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,9 +62,10 @@ class Head:
         return np.clip(values, 0.0, 1.0)
 
     def save(self, path: Path | str) -> None:
-        """Write it as .npz. Raises InputError."""
+        """Write it as .npz; what stood there stays until it is whole. Raises InputError."""
+        partial = f"{path}.partial"
         try:
-            with open(path, "wb") as file:
+            with open(partial, "wb") as file:
                 np.savez(
                     file,
                     format=np.int64(FORMAT),
@@ -70,10 +73,14 @@ class Head:
                     bias=np.float64(self.bias),
                     fingerprint=np.array(self.fingerprint),
                 )
+            os.replace(partial, path)
         except OSError as error:
             raise InputError(
                 f"the head cannot be written: {error.strerror}", got=str(path)
             ) from None
+        finally:
+            with suppress(OSError):
+                os.unlink(partial)
 
 
 def load(path: Path | str) -> Head:
@@ -163,6 +170,7 @@ async def fit_to(
     *,
     boundary: str | None = "\n",
     fingerprint: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Head, int]:
     """A head for the model behind `root_of`, from states at the end of every step.
 
@@ -171,12 +179,14 @@ async def fit_to(
 
     Args:
         boundary: ends a step; None: only the ends of solutions.
+        progress: told of problems done, and of all.
 
     Returns:
         The head, and the number of states it was fitted to.
     """
     states, outcomes, groups = [], [], []
-    for g, group in enumerate(by_problem(records)):
+    problems = by_problem(records)
+    for g, group in enumerate(problems):
         async with replay([records[i] for i in group], root_of) as thoughts:
             for i, thought in zip(group, thoughts, strict=True):
                 branch = thought.branch
@@ -186,6 +196,7 @@ async def fit_to(
                 states += own
                 outcomes += [float(records[i].right)] * len(own)
                 groups += [g] * len(own)
+        progress(g + 1, len(problems))
     return fit(states, outcomes, groups, fingerprint=fingerprint), len(states)
 
 

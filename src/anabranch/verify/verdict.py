@@ -43,11 +43,10 @@ def verdict(
                     return UNKNOWN
                 if think:
                     await child.extend(think, temperature=temperature)
-                    ends = child.engine.tokenizer.ends
-                    if child.tokens[-1] in ends and not await put(child, _SO.strip()):
-                        return UNKNOWN
-                    if child.tokens[-1] not in ends:
+                    if child.tokens[-1] not in child.engine.tokenizer.ends:
                         await child.force(_SO)
+                    elif not await put(child, _SO.strip()):
+                        return UNKNOWN
                 said = await child.extend(8, allow=choice(VERDICTS), temperature=temperature)
                 if said.text not in VERDICTS:
                     unasked(branch)
