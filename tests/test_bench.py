@@ -8,6 +8,7 @@ import math
 import random
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -163,11 +164,14 @@ def test_a_run_goes_on_where_it_was_and_repeats_nothing(tmp_path: Path) -> None:
 
 def test_costs_do_not_depend_on_what_else_is_in_the_grid(tmp_path: Path) -> None:
     run(tmp_path / "alone.db", grid(strategies=["best(n=8)"]))
+    began = time.monotonic()
     bench = run(tmp_path / "all.db", grid(strategies=["vote(n=8)", "best(n=8)"]))
+    wall = time.monotonic() - began
     alone, together = rows(tmp_path / "alone.db"), rows(tmp_path / "all.db")
     assert alone.items() <= together.items()
     shares = [column.seconds for column in bench.columns]
     assert 0.5 < shares[0] / shares[1] < 2
+    assert 0.1 * wall < sum(shares) < wall  # no pass is counted twice
 
 
 def test_all_that_is_needed_to_repeat_a_problem_is_kept(tmp_path: Path) -> None:
