@@ -48,11 +48,17 @@ def load_model(
 
 
 def parameters(lm: LM) -> int | None:
-    """How many a model has; None for one without weights."""
+    """How many a token is multiplied with; None for a model without weights.
+
+    A table that tokens are only looked up in does not count.
+    """
     config = lm.engine.core.decoder.config
     if config.architecture == "scripted":
         return None
-    return sum(math.prod(shape) for shape in config.weight_shapes().values())
+    shapes = config.weight_shapes()
+    if not config.tied:
+        del shapes["embed"]
+    return sum(map(math.prod, shapes.values()))
 
 
 def kernel(lm: LM) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Settings:
 
     Attributes:
         model: its name; the fingerprint decides.
-        parameters: of the model; None where nobody knows. Decides nothing.
+        parameters: that a token is multiplied with; None where nobody knows. Decides nothing.
         strategy, task: with all parameters, as they could be typed again.
         budget: most tokens to charge for a problem, or None.
         problem_seed: what the problems are made from.

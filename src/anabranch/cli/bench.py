@@ -285,7 +285,8 @@ def _print_results(attempts: Sequence[Attempt], sizes: Mapping[str, int | None])
     for key, gain in gains.items():
         if fair:
             names = ", ".join(map(_short_task, fair))
-            print(f"{_name(key)}: {_points(gain)} over {names}")
+            name = f"{_name(key)}, {key[0]}" if several else _name(key)
+            print(f"{name}: {_points(gain)} over {names}")
     if gains and fair:
         print(f"(tasks of which {base} solves {FAIR[0]:.0%} to {FAIR[1]:.0%})")
 
