@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TOLD = {"cost": "Costs", "use": "Use it", "difficulty": "Difficulty", "counts": "It counts"}
 """What kinds may say of their entries besides, and how it is introduced."""
 
-_LISTS = {"strategy": "strategies", "judge": "judges"}
+_LISTS = {"strategy": "strategies", "judge": "judges", "task": "tasks"}
 
 
 @app.command()
