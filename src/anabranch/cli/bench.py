@@ -22,7 +22,8 @@ from anabranch.bench.grid import DEFAULTS, Grid, build_grid, read_grid
 from anabranch.bench.intervals import Difference, Estimate, difference, share
 from anabranch.bench.models import load_model
 from anabranch.bench.recommend import recommend as recommend_from
-from anabranch.bench.records import Records
+from anabranch.bench.records import Records, merged
+from anabranch.bench.report import write_report
 from anabranch.bench.runner import TOGETHER, Bench, Column
 from anabranch.bench.summary import (
     FAIR,
@@ -102,6 +103,12 @@ def run_grid(
         Path, typer.Option("--out", "-o", help="Where it is kept, and goes on if there is some.")
     ] = RECORDS,
     traces: Annotated[Path | None, typer.Option(help="Save every tree in this folder.")] = None,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report", help="End with a page and figures in OUT's name + -report."
+        ),
+    ] = True,
     together: Annotated[int, typer.Option(help="Problems at a time.")] = TOGETHER,
     threads: Threads = None,
     kv: KV = "f32",
@@ -155,6 +162,10 @@ def run_grid(
         print(f"kept in {out}", file=sys.stderr)
     if stopped is not None:
         raise stopped
+    if page and attempts and not as_json:
+        folder = out.with_name(f"{out.stem}-report")
+        for path in write_report(attempts, folder, provenance=merged(sessions)):
+            print(path)
 
 
 def _grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:
