@@ -14,9 +14,10 @@ from pydantic import Field
 from anabranch.engine.requests import Result
 from anabranch.program.tasks import together
 from anabranch.program.types import Step
+from anabranch.serve.admission import Terms
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
-from anabranch.serve.hub import Served
+from anabranch.serve.hub import Hub, Served
 from anabranch.serve.plain import Plain, new_id, seed_of
 from anabranch.serve.stream import events, first, unless_gone
 from anabranch.serve.wire import Sampled
@@ -41,18 +42,22 @@ class Completion(Sampled):
 @routes.post("/v1/completions", response_model=None)
 async def completions(body: Completion, request: Request) -> Response:
     """Go on with prompts."""
-    served, named = request.app.state.hub.find(body.model)
+    own = begin(body, request.app.state.hub, Terms.of(request))
+    if body.stream:
+        return events(await first(own.chunks()))
+    return JSONResponse(await unless_gone(request, own.whole()))
+
+
+def begin(body: Completion, hub: Hub, terms: Terms) -> Text:
+    """The response to a body, not begun. Raises Refusal, InputError."""
+    served, named = hub.find(body.model)
     if named is not None or (body.anabranch is not None and body.anabranch.strategy is not None):
         raise Refusal(
             400, "strategies need a conversation: use /v1/chat/completions", param="model"
         )
-    prompts = _prompts(body, served)
-    own = Text(body, served, request, prompts)
-    if body.stream:
-        if body.echo:
-            raise Refusal(400, "echo does not go with stream", param="echo")
-        return events(await first(own.chunks()))
-    return JSONResponse(await unless_gone(request, own.whole()))
+    if body.stream and body.echo:
+        raise Refusal(400, "echo does not go with stream", param="echo")
+    return Text(body, served, terms, _prompts(body, served))
 
 
 def _prompts(body: Completion, served: Served) -> list[list[int]]:
@@ -77,15 +82,14 @@ class Text:
     """One response."""
 
     def __init__(
-        self, body: Completion, served: Served, request: Request, prompts: list[list[int]]
+        self, body: Completion, served: Served, terms: Terms, prompts: list[list[int]]
     ) -> None:
         self.body, self.served, self.prompts = body, served, prompts
-        self.admission = request.app.state.admission
+        self.admission = terms.admission
         self.id, self.created = new_id("cmpl"), int(time.time())
         seed = seed_of(body)
-        seconds = request.app.state.settings.seconds
         self.n = body.n or 1
-        self.work = Plain(served, prompts, n=self.n, seed=seed, seconds=seconds)
+        self.work = Plain(served, prompts, n=self.n, seed=seed, terms=terms)
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any] | str]:
         """What choices come by."""

@@ -10,6 +10,7 @@ from typing import Any
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.run import Run
+from anabranch.serve.admission import Terms
 from anabranch.serve.generate import Ask, Delta, choices
 from anabranch.serve.hub import Served
 from anabranch.serve.wire import Sampled
@@ -25,10 +26,11 @@ class Plain:
     """
 
     def __init__(
-        self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, seconds: float
+        self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, terms: Terms
     ) -> None:
         self.served, self.prompts, self.n, self.seed = served, prompts, n, seed
-        self.run = Run(seed=seed, budget=Budget(seconds=seconds))
+        self.terms = terms
+        self.run = Run(seed=seed, budget=Budget(seconds=terms.seconds))
         self.cached = 0
 
     async def deltas(self, ask: Ask) -> AsyncGenerator[Delta]:
@@ -44,7 +46,9 @@ class Plain:
     def open(self, tokens: list[int]) -> Branch:
         """A prompt's branch."""
         before = self.run.cost.cached
-        root = self.served.lm.engine.open(tokens, seed=self.seed, run=self.run)
+        root = self.served.lm.engine.open(
+            tokens, seed=self.seed, run=self.run, priority=self.terms.priority
+        )
         self.cached += self.run.cost.cached - before
         return root
 

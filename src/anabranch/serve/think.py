@@ -17,6 +17,7 @@ from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem
 from anabranch.reason.prompts import messages as asked
 from anabranch.reason.solve import think
+from anabranch.serve.admission import Terms
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Finish
 from anabranch.serve.hub import Served, strategy_of
@@ -68,6 +69,7 @@ class Thinking:
     Args:
         rule: what form the answer must have; the thoughts are free.
         limit: most tokens of the answer in that form.
+        form: what asks for it.
 
     Attributes:
         content, reasoning, finish, usage, report: what came of it, once `events` has ended.
@@ -80,10 +82,12 @@ class Thinking:
         conversation: Sequence[Mapping[str, str]],
         rule: Constraint | None,
         limit: int,
+        form: str = FORM,
     ) -> None:
         if conversation[-1]["role"] != "user":
             raise Refusal(400, "a strategy needs a last message by the user", param="messages")
         self.plan, self.served, self.rule, self.limit = plan, served, rule, limit
+        self.form = form
         *self._before, last = conversation
         above = "\n\n".join(f"{m['role'].title()}: {m['content']}" for m in self._before)
         self._problem = Problem(last["content"], context=above)
@@ -95,17 +99,17 @@ class Thinking:
         self.usage: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
 
-    async def events(self, seed: int, seconds: float) -> AsyncGenerator[Event]:
+    async def events(self, seed: int, terms: Terms) -> AsyncGenerator[Event]:
         """Think, and tell what happens."""
         spend = self.plan.budget
-        whole = Budget(spend.tokens, min(spend.seconds or seconds, seconds))
+        whole = Budget(spend.tokens, min(spend.seconds or terms.seconds, terms.seconds))
         run = Run(seed=seed, budget=whole.share(FORM_SHARE) if self.rule else whole, trace=self)
         tokens = await self.served.render(self._turns)
         cached = 0
 
         def root(problem: Problem, run: Run) -> Branch:
             nonlocal cached
-            branch = self.served.lm.engine.open(tokens, seed=seed, run=run)
+            branch = self.served.lm.engine.open(tokens, seed=seed, run=run, priority=terms.priority)
             cached = run.cost.cached
             return branch
 
@@ -123,7 +127,7 @@ class Thinking:
         self.content, self.reasoning = answer.answer, answer.text
         extra = Run(seed=seed, budget=whole)
         if self.rule is not None:
-            await self._put_in_form(answer, extra)
+            await self._put_in_form(answer, extra, terms)
         self._conclude(answer, run, extra, cached)
 
     def note(self, event: str, **fields: object) -> None:
@@ -136,13 +140,14 @@ class Thinking:
             self._told = now
             self._events.put_nowait(("progress", f"{event} {fields.get('branch', '')}"))
 
-    async def _put_in_form(self, answer: Answer, run: Run) -> None:
+    async def _put_in_form(self, answer: Answer, run: Run, terms: Terms) -> None:
         turns = [
             *self._turns,
             {"role": "assistant", "content": answer.text},
-            {"role": "user", "content": FORM},
+            {"role": "user", "content": self.form},
         ]
-        branch = self.served.lm.engine.open(await self.served.render(turns), seed=run.seed, run=run)
+        tokens = await self.served.render(turns)
+        branch = self.served.lm.engine.open(tokens, seed=run.seed, run=run, priority=terms.priority)
         try:
             step = await branch.extend(self.limit, allow=self.rule, temperature=0.0)
         finally:
