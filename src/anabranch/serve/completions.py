@@ -18,20 +18,19 @@ from anabranch.serve.admission import Terms
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
 from anabranch.serve.hub import Hub, Served
-from anabranch.serve.plain import Plain, new_id, seed_of
+from anabranch.serve.plain import Plain, new_id, prompts_of, seed_of
 from anabranch.serve.stream import events, first, unless_gone
-from anabranch.serve.wire import Sampled
+from anabranch.serve.wire import Prompts, Sampled
 
 routes = APIRouter()
 
-MOST_PROMPTS = 1024
 DEFAULT_TOKENS = 16
 
 
 class Completion(Sampled):
     """The body of a request. `max_tokens` of 0 with `echo` only scores the prompt."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = DEFAULT_TOKENS
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -57,25 +56,7 @@ def begin(body: Completion, hub: Hub, terms: Terms) -> Text:
         )
     if body.stream and body.echo:
         raise Refusal(400, "echo does not go with stream", param="echo")
-    return Text(body, served, terms, _prompts(body, served))
-
-
-def _prompts(body: Completion, served: Served) -> list[list[int]]:
-    """Token ids of every prompt. Raises Refusal, InputError."""
-    given = body.prompt
-    several: list[Any] = [given] if isinstance(given, str) else list(given)
-    if several and isinstance(several[0], int):
-        several = [several]
-    if not 1 <= len(several) <= MOST_PROMPTS:
-        raise Refusal(400, f"give 1 to {MOST_PROMPTS} prompts", param="prompt")
-    lm = served.lm
-    prompts = [
-        lm.tokenizer.prompt(one) if isinstance(one, str) else lm.engine.encode(one)
-        for one in several
-    ]
-    if not all(prompts):
-        raise Refusal(400, "a prompt is empty", param="prompt")
-    return prompts
+    return Text(body, served, terms, prompts_of(body.prompt, served))
 
 
 class Text:

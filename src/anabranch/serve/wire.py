@@ -11,6 +11,7 @@ MOST_STOPS = 16
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+Prompts = str | list[str] | list[int] | list[list[int]]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
