@@ -85,7 +85,7 @@ def test_the_results_go_back(server: Running) -> None:
         {"role": "tool", "tool_call_id": call.id, "content": warm}
         for call, warm in zip(choice.message.tool_calls, ("3", "20"), strict=True)
     ]
-    again = ask(server, [*ASKED, choice.message.model_dump(exclude_none=True), *results])
+    again = ask(server, [*ASKED, choice.message.model_dump(), *results])
     assert again.finish_reason == "stop"
     assert again.message.content == "Oslo 3, Rome 20."
     assert again.message.tool_calls is None

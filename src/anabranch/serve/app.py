@@ -10,11 +10,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anabranch import __version__
-from anabranch.serve import chat, completions, embeddings, service
+from anabranch.serve import chat, completions, embeddings, responses, service
 from anabranch.serve.admission import Admission
 from anabranch.serve.errors import Refusal, add_handlers
 from anabranch.serve.hub import Hub
+from anabranch.serve.jobs import Jobs
 from anabranch.serve.settings import Settings
+from anabranch.serve.store import Store
 
 
 def create_app(settings: Settings, hub: Hub) -> FastAPI:
@@ -23,22 +25,25 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
         app.state.admission = Admission(settings.running, settings.waiting)
+        app.state.jobs = jobs = Jobs()
         loading = asyncio.create_task(hub.load())
         try:
             yield
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
+            await jobs.close()
             hub.close()
 
     app = FastAPI(
         title="Anabranch", version=__version__, lifespan=life, docs_url=None, redoc_url=None
     )
     app.state.hub, app.state.settings = hub, settings
+    app.state.store = Store(settings.responses, settings.responses_bytes)
     add_handlers(app)
     app.add_middleware(BodyLimit, most=settings.body_bytes)
-    for routes in (chat.routes, completions.routes, embeddings.routes, service.routes):
-        app.include_router(routes)
+    for group in (chat, completions, responses, embeddings, service):
+        app.include_router(group.routes)
     return app
 
 

@@ -33,7 +33,7 @@ from anabranch.serve.tools import (
     with_calls,
 )
 from anabranch.serve.tools import response as tool_response
-from anabranch.serve.wire import Body, Effort, Sampled, Tokens
+from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens
 
 routes = APIRouter()
 
@@ -47,7 +47,7 @@ class Part(Body):
     text: str
 
 
-class Message(Body):
+class Message(Said):
     """One turn. Reasoning is accepted in either spelling and left out of the prompt."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]

@@ -16,6 +16,7 @@ class Settings(BaseModel):
         waiting: requests that may wait for that; more are refused.
         body_bytes: largest body of a request.
         seconds: longest time of one request.
+        responses, responses_bytes: responses that are kept in memory, to be asked for again.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -27,3 +28,5 @@ class Settings(BaseModel):
     waiting: Annotated[int, Field(ge=0, le=1 << 16)] = 256
     body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    responses: Annotated[int, Field(ge=1, le=1 << 20)] = 1000
+    responses_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 36)] = 64 << 20

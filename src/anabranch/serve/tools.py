@@ -18,7 +18,7 @@ from anabranch.engine import grammar
 from anabranch.engine.constraints import Constraint
 from anabranch.errors import InputError, unknown_name
 from anabranch.serve.plain import new_id
-from anabranch.serve.wire import Body
+from anabranch.serve.wire import Body, Said
 
 MOST_TOOLS = 128
 
@@ -82,7 +82,7 @@ class _Called(Body):
     arguments: str
 
 
-class ToolCall(Body):
+class ToolCall(Said):
     """A call that was made, as it stands in a message."""
 
     id: str

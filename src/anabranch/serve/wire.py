@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_CHOICES = 128
 MOST_STOPS = 16
@@ -19,6 +19,18 @@ class Body(BaseModel):
     """A JSON object with known fields only, and no silent conversions of type."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Said(Body):
+    """A part of a conversation, which clients send back as they got it: fields that are null say
+    nothing, whatever their names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Spend(Body):
