@@ -29,11 +29,10 @@ from anabranch.serve.respond import Event, Kept, Response
 from anabranch.serve.store import Store
 from anabranch.serve.stream import events, first, unless_gone
 from anabranch.serve.tools import MOST_TOOLS, Function, ToolName
-from anabranch.serve.wire import Body, Effort, Extension, Name, Tokens
+from anabranch.serve.wire import Body, Effort, Extension, Metadata, Name, Tokens, page
 
 routes = APIRouter()
 
-Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 LIKELY = "message.output_text.logprobs"
 
 
@@ -187,27 +186,6 @@ async def input_items(
     """What a response was given."""
     found = [listed(item) for item in _store(request).get(name).given]
     return page(found, limit, order == "desc", after)
-
-
-def page(
-    found: list[dict[str, Any]], limit: int, newest: bool, after: str | None
-) -> dict[str, Any]:
-    """A part of a list. Raises Refusal for an id that is not in it."""
-    if newest:
-        found = found[::-1]
-    if after is not None:
-        places = [i for i, each in enumerate(found, 1) if each["id"] == after]
-        if not places:
-            raise Refusal(400, "nothing in this list has this id", param="after")
-        found = found[places[0] :]
-    shown = found[:limit]
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": len(found) > limit,
-    }
 
 
 async def begin(body: Create, hub: Hub, terms: Terms, store: Store) -> Kept:

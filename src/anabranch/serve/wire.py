@@ -6,12 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from anabranch.errors import InputError
+
 MOST_CHOICES = 128
 MOST_STOPS = 16
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
 Prompts = str | list[str] | list[int] | list[list[int]]
+Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -122,3 +125,24 @@ EFFORTS: dict[str, tuple[str, int] | None] = {
     "xhigh": ("adaptive(n=64)", 65536),
 }
 """What `reasoning_effort` stands for: a strategy and the tokens that it may spend."""
+
+
+def page(
+    found: list[dict[str, Any]], limit: int, newest: bool, after: str | None
+) -> dict[str, Any]:
+    """A part of a list. Raises InputError for an id that is not in it."""
+    if newest:
+        found = found[::-1]
+    if after is not None:
+        places = [i for i, each in enumerate(found, 1) if each["id"] == after]
+        if not places:
+            raise InputError("nothing in this list has this id", got=after)
+        found = found[places[0] :]
+    shown = found[:limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(found) > limit,
+    }
