@@ -10,13 +10,23 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anabranch import __version__
-from anabranch.serve import batches, chat, completions, embeddings, files, responses, service
+from anabranch.serve import (
+    batches,
+    branches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    responses,
+    service,
+)
 from anabranch.serve.admission import Admission
 from anabranch.serve.batch import Batches
 from anabranch.serve.errors import Refusal, add_handlers
 from anabranch.serve.folder import Folder
 from anabranch.serve.hub import Hub
 from anabranch.serve.jobs import Jobs
+from anabranch.serve.sessions import Sessions
 from anabranch.serve.settings import Settings
 from anabranch.serve.store import Store
 
@@ -52,12 +62,13 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
         title="Anabranch", version=__version__, lifespan=life, docs_url=None, redoc_url=None
     )
     app.state.hub, app.state.settings = hub, settings
+    app.state.sessions = Sessions(settings.sessions, settings.session_branches, settings.branches)
     app.state.store = Store(settings.responses, settings.responses_bytes)
     add_handlers(app)
     app.add_middleware(
         BodyLimit, most=settings.body_bytes, others={"/v1/files": settings.file_bytes}
     )
-    for group in (chat, completions, responses, embeddings, files, batches, service):
+    for group in (chat, completions, responses, embeddings, files, batches, branches, service):
         app.include_router(group.routes)
     return app
 

@@ -22,6 +22,9 @@ class Settings(BaseModel):
         files, files_bytes: files, and batches, that are kept there; bytes of all files.
         file_bytes: largest file that is taken in.
         batch_lines: lines of batches that run at the same time.
+        sessions: sessions of branches that are open at the same time.
+        session_branches, branches: live branches of one session, and of all.
+        session_tokens: most tokens that a session may spend.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,3 +43,7 @@ class Settings(BaseModel):
     files_bytes: Annotated[int, Field(ge=1024, le=1 << 44)] = 4 << 30
     file_bytes: Annotated[int, Field(ge=1024, le=1 << 34)] = 128 << 20
     batch_lines: Annotated[int, Field(ge=1, le=4096)] = 64
+    sessions: Annotated[int, Field(ge=0, le=1 << 16)] = 256
+    session_branches: Annotated[int, Field(ge=1, le=1 << 16)] = 1024
+    branches: Annotated[int, Field(ge=1, le=1 << 20)] = 8192
+    session_tokens: Annotated[int, Field(ge=1, le=1 << 40)] = 1 << 20

@@ -78,11 +78,9 @@ class Structured(Body):
     grammar: str | None = None
 
 
-class Sampled(Body):
-    """Parameters of sampling that chat and plain completions have in common."""
+class Drawn(Body):
+    """How tokens are drawn."""
 
-    model: Name
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
     temperature: Annotated[float, Field(ge=0, le=10)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     top_k: Annotated[int, Field(ge=-1, le=1 << 30)] | None = 0
@@ -91,10 +89,17 @@ class Sampled(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     logit_bias: dict[Annotated[str, Field(max_length=12)], float] | None = None
+    ignore_eos: bool = False
+
+
+class Sampled(Drawn):
+    """Parameters that chat and plain completions have in common."""
+
+    model: Name
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     seed: Seed | None = None
     max_tokens: Tokens | None = None
-    ignore_eos: bool = False
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     structured_outputs: Structured | None = None
