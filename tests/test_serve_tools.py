@@ -224,3 +224,23 @@ def test_calls_are_read_the_same_however_they_come() -> None:
     assert whole["content"] == 'So {"a": "}"} <tool'
     assert len(whole["tool_calls"]) == 2
     assert all(read(size) == whole for size in (1, 2, 3, 7))
+
+
+def test_a_budget_leaves_room_for_the_call(server: Running) -> None:
+    """Thoughts that use up all that they may: the call comes all the same."""
+    prompt = server.client.chat.completions.create(
+        model="scripted", messages=ASKED, tools=[WEATHER], max_tokens=1
+    ).usage
+    assert prompt is not None
+    least = 2 * (prompt.prompt_tokens + 100) + 512
+    for tokens in (least, 4 * least):
+        extension = {"strategy": "vote(n=128)", "budget": {"tokens": tokens}}
+        reply = server.client.chat.completions.create(
+            model="scripted", messages=ASKED, tools=[WEATHER], tool_choice="required",
+            extra_body={"anabranch": extension},
+        )  # fmt: skip
+        assert reply.choices[0].finish_reason == "tool_calls"
+        assert reply.usage is not None
+        assert reply.usage.total_tokens <= tokens
+    with pytest.raises(openai.BadRequestError, match="in form"):
+        ask(server, extra_body={"anabranch": {"strategy": "vote", "budget": {"tokens": 300}}})

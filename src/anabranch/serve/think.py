@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,9 @@ PROGRESS_SECONDS = 1.0
 FORM = "Now state the answer once more in the required form, and nothing else."
 FORM_SHARE = 0.75
 """Of a budget of tokens, what thinking may take where a form is required after it."""
+
+FORM_TOKENS = 128
+"""What the answer in that form may need, beside the prompt; and what asking for it takes."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,9 @@ class Thinking:
         """Think, and tell what happens."""
         spend = self.plan.budget
         whole = Budget(spend.tokens, min(spend.seconds or terms.seconds, terms.seconds))
-        run = Run(seed=seed, budget=whole.share(FORM_SHARE) if self.rule else whole, trace=self)
         tokens = await self.served.render(self._turns)
+        budget = whole.share(_share(whole, len(tokens))) if self.rule else whole
+        run = Run(seed=seed, budget=budget, trace=self)
         cached = 0
 
         def root(problem: Problem, run: Run) -> Branch:
@@ -141,12 +146,11 @@ class Thinking:
             self._events.put_nowait(("progress", f"{event} {fields.get('branch', '')}"))
 
     async def _put_in_form(self, answer: Answer, run: Run, terms: Terms) -> None:
-        turns = [
-            *self._turns,
-            {"role": "assistant", "content": answer.text},
-            {"role": "user", "content": self.form},
-        ]
-        tokens = await self.served.render(turns)
+        tokens = await self._asked_for_form(answer.text)
+        over = len(tokens) + FORM_TOKENS - run.budget.left_tokens
+        if over > 0:  # what a thought comes to stands at its end
+            thought = self.served.lm.tokenizer.encode(answer.text, start=False)[int(over) :]
+            tokens = await self._asked_for_form(self.served.lm.engine.text_of(thought))
         branch = self.served.lm.engine.open(tokens, seed=run.seed, run=run, priority=terms.priority)
         try:
             step = await branch.extend(self.limit, allow=self.rule, temperature=0.0)
@@ -156,6 +160,11 @@ class Thinking:
             step.text,
             "stop" if step.stop in ("complete", "end") else "length",
         )
+
+    async def _asked_for_form(self, thought: str) -> list[int]:
+        said = {"role": "assistant", "content": thought}
+        asked_for = {"role": "user", "content": self.form}
+        return await self.served.render([*self._turns, said, asked_for])
 
     def _conclude(self, answer: Answer, run: Run, extra: Run, cached: int) -> None:
         usage = run.usage + extra.usage
@@ -175,3 +184,22 @@ class Thinking:
             "usage": asdict(usage),
             "candidates": [asdict(candidate) for candidate in answer.candidates],
         }
+
+
+def _share(whole: Budget, prompt: int) -> float:
+    """What thinking may take of a budget, so that the prompt fits in again with the form.
+
+    Raises:
+        InputError: nothing.
+    """
+    left = whole.left_tokens
+    share = (
+        min(FORM_SHARE, (left - prompt - 2 * FORM_TOKENS) / left) if left < math.inf else FORM_SHARE
+    )
+    if share * left < prompt + FORM_TOKENS:
+        raise InputError(
+            "the budget does not cover a thought and an answer in form",
+            got=f"{left} tokens",
+            allowed=f"at least {2 * prompt + 4 * FORM_TOKENS}",
+        )
+    return share
