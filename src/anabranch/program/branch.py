@@ -124,14 +124,18 @@ class Branch:
         children = [self._child(position) for _ in range(1 if n is None else n)]
         return children[0] if n is None else children
 
-    def drop(self, reason: str = "") -> None:
+    def drop(self, reason: str = "", *, forget: bool = False) -> None:
         """End the branch and unpin its pages. Dropping twice is harmless.
 
         An operation still pending on it returns with `stop="dead"`.
+
+        Args:
+            forget: do not keep its text.
         """
         if not self.live:
             return
-        self.live, self._said = False, self._cursor.path(self._prompt_end)
+        self.live = False
+        self._said = [] if forget else self._cursor.path(self._prompt_end)
         self.run.live.discard(self)
         self.engine.activity += 1
         if self._pending is not None:
