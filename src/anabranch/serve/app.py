@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anabranch import __version__
-from anabranch.serve import chat, completions, service
+from anabranch.serve import chat, completions, service, views
 from anabranch.serve.admission import Admission
 from anabranch.serve.errors import Refusal, add_handlers
 from anabranch.serve.hub import Hub
@@ -37,7 +37,7 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     app.state.hub, app.state.settings = hub, settings
     add_handlers(app)
     app.add_middleware(BodyLimit, most=settings.body_bytes)
-    for routes in (chat.routes, completions.routes, service.routes):
+    for routes in (chat.routes, completions.routes, service.routes, views.routes):
         app.include_router(routes)
     return app
 

@@ -87,13 +87,11 @@ async def chat_completions(body: Chat, request: Request) -> Response:
     if plan is not None:
         _check_thinking(body)
     own = Reply(body, served, request)
-    chunks = (
-        own.plain(rule)
-        if plan is None
-        else own.thought(
-            Thinking(plan, served, [m.plain() for m in body.messages], rule, _limit(body))
-        )
-    )
+    if plan is None:
+        chunks = own.plain(rule)
+    else:
+        turns = [m.plain() for m in body.messages]
+        chunks = own.thought(Thinking(plan, served, turns, rule, _limit(body), own.traced))
     if body.stream:
         return events(await first(chunks))
     return JSONResponse(await unless_gone(request, own.whole(chunks)))
@@ -130,6 +128,7 @@ class Reply:
         self.admission = request.app.state.admission
         self.seconds = request.app.state.settings.seconds
         self.id, self.created = new_id("chatcmpl"), int(time.time())
+        self.traced = bool(body.stream and body.anabranch and body.anabranch.trace)
 
     async def plain(self, rule: Constraint | None) -> AsyncGenerator[dict[str, Any] | str]:
         """A reply without a strategy."""
@@ -167,9 +166,7 @@ class Reply:
                         yield told
                     elif kind == "reasoning" and body.stream:
                         yield self._chunk(0, {"reasoning": told, "reasoning_content": told})
-                    elif (
-                        kind == "trace" and body.stream and body.anabranch and body.anabranch.trace
-                    ):
+                    elif kind == "trace" and self.traced:
                         yield {**self._head(), "choices": [], "anabranch": {"event": told}}
         if not body.stream:
             text = thinking.reasoning
