@@ -367,7 +367,7 @@ class Branch:
         budget = self.run.budget
         room = self.engine.core.capacity - max(b._cursor.position for b in members)
         wanted = min(limit, room)
-        writer = _Writer(self, stop_at, on_piece)
+        writer = _Writer(self, stop_at, _told(on_piece, self))
         request = Draw(self._cursor, sampling, writer.draw, prompt_end=self._prompt_end, top=top)
         request.expired = lambda: budget.left_seconds <= 0
         reserved = budget.reserve(wanted * len(members)) if wanted else 0
@@ -521,6 +521,22 @@ class Branch:
             stop=step.stop,
         )
         return step
+
+
+def _told(
+    on_piece: Callable[[Piece], None] | None, branch: Branch
+) -> Callable[[Piece], None] | None:
+    """Who asked for the pieces of a step, and who watches the run: told one after the other."""
+    watch = branch.run.watch
+    if watch is None:
+        return on_piece
+
+    def tell(piece: Piece) -> None:
+        watch(branch, piece)
+        if on_piece is not None:
+            on_piece(piece)
+
+    return tell
 
 
 class _Condition:

@@ -19,6 +19,7 @@ from anabranch.serve import (
     files,
     responses,
     service,
+    views,
 )
 from anabranch.serve.admission import Admission
 from anabranch.serve.batch import Batches
@@ -68,7 +69,17 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     app.add_middleware(
         BodyLimit, most=settings.body_bytes, others={"/v1/files": settings.file_bytes}
     )
-    for group in (chat, completions, responses, embeddings, files, batches, branches, service):
+    for group in (
+        chat,
+        completions,
+        responses,
+        embeddings,
+        files,
+        batches,
+        branches,
+        service,
+        views,
+    ):
         app.include_router(group.routes)
     return app
 
