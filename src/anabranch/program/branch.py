@@ -371,7 +371,7 @@ class Branch:
         request = Draw(self._cursor, sampling, writer.draw, prompt_end=self._prompt_end, top=top)
         request.expired = lambda: budget.left_seconds <= 0
         reserved = budget.reserve(wanted * len(members)) if wanted else 0
-        granted = writer.limit = reserved // len(members)
+        granted = writer.limit = request.most = reserved // len(members)
         stop: Stop = "limit" if granted == wanted else "budget"
         if granted:
             try:
@@ -420,6 +420,7 @@ class Branch:
         self, allow: Constraint | None, since: Mark | None, blend: Mapping[Branch, float] | None
     ) -> Shape:
         self._ready()
+        self.engine.require("constraints" if allow is not None else "blending")
         begin = self._cursor.position if since is None else self._locate(since)
         return Shape(self, allow, self._cursor.path(begin), blend)
 
