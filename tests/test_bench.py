@@ -6,7 +6,9 @@ import asyncio
 import json
 import math
 import random
+import re
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +122,18 @@ def test_what_is_wrong_with_a_grid_is_said_with_its_line(
         read_grid(path)
 
 
+def test_the_ready_grids_and_the_documented_one_are_valid(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    ready = {path.stem: read_grid(path) for path in (root / "benchmarks").glob("*.toml")}
+    assert ready.keys() >= {"grid", "noisy", "tiny", "vote"}
+    assert len({cell.task for cell in ready["grid"].cells}) >= 8
+    assert len({cell.strategy for cell in ready["grid"].cells}) >= 12
+    example = re.search(r"```toml\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL)
+    assert example is not None
+    (tmp_path / "example.toml").write_text(example[1])
+    assert len(read_grid(tmp_path / "example.toml").cells) == 4
+
+
 def test_a_grid_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "huge.toml").write_bytes(b"#" * (2 << 20))
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
@@ -150,11 +164,14 @@ def test_a_run_goes_on_where_it_was_and_repeats_nothing(tmp_path: Path) -> None:
 
 def test_costs_do_not_depend_on_what_else_is_in_the_grid(tmp_path: Path) -> None:
     run(tmp_path / "alone.db", grid(strategies=["best(n=8)"]))
+    began = time.monotonic()
     bench = run(tmp_path / "all.db", grid(strategies=["vote(n=8)", "best(n=8)"]))
+    wall = time.monotonic() - began
     alone, together = rows(tmp_path / "alone.db"), rows(tmp_path / "all.db")
     assert alone.items() <= together.items()
     shares = [column.seconds for column in bench.columns]
     assert 0.5 < shares[0] / shares[1] < 2
+    assert 0.1 * wall < sum(shares) < wall  # no pass is counted twice
 
 
 def test_all_that_is_needed_to_repeat_a_problem_is_kept(tmp_path: Path) -> None:

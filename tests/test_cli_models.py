@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import anabranch
 from anabranch.backends.base import F32, Quantized
 from anabranch.cli import doctor as doctor_module
-from anabranch.cli import terminal
+from anabranch.cli import start, terminal
 from anabranch.cli.main import app
 from anabranch.errors import AnabranchError, DownloadError, InputError, ResourceError
 from anabranch.models import registry
@@ -380,3 +380,19 @@ def test_doctor_in_a_pipe_is_plain_and_never_wrapped() -> None:
     assert np.isin(
         [line[:5].strip() for line in result.stdout.splitlines()], ["ok", "warn", ""]
     ).all()
+
+
+def test_commands_that_people_wait_for_import_no_others() -> None:
+    script = (
+        "import sys, anabranch.cli.start as start\n"
+        "sys.argv = ['anabranch', sys.argv[1], '-h']\n"
+        "try: start.main()\n"
+        "except SystemExit: print(*sys.modules)"
+    )
+    for command in start.QUICK:
+        done = subprocess.run(
+            [sys.executable, "-c", script, command], capture_output=True, text=True, check=True
+        )
+        assert f"Usage: anabranch {command}" in done.stdout
+        loaded = set(done.stdout.splitlines()[-1].split())
+        assert not loaded & {"anabranch.bench", "anabranch.tasks", "anabranch.cli.doctor"}

@@ -1,6 +1,6 @@
 """`python -m anabranch` is the `anabranch` command."""
 
-from anabranch.cli.main import main
+from anabranch.cli.start import main
 
 if __name__ == "__main__":
     main()

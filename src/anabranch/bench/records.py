@@ -85,7 +85,7 @@ class Settings:
 
     Attributes:
         model: its name; the fingerprint decides.
-        parameters: of the model; None where nobody knows. Decides nothing.
+        parameters: that a token is multiplied with; None where nobody knows. Decides nothing.
         strategy, task: with all parameters, as they could be typed again.
         budget: most tokens to charge for a problem, or None.
         problem_seed: what the problems are made from.
@@ -432,6 +432,16 @@ class Records:
                 got=str(self._claim_file),
                 fix="keep the records on a disk of this machine",
             ) from error
+
+
+def merged(sessions: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What all sessions say, each different value once."""
+    values: dict[str, dict[str, None]] = {}
+    for session in sessions:
+        for key, value in session.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            values.setdefault(key, {})[text] = None
+    return {key: "; ".join(texts) for key, texts in values.items()}
 
 
 _DAMAGED = "copy what `sqlite3 FILE .recover` can save, or name another file"

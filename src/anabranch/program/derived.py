@@ -61,10 +61,12 @@ async def score(
 
     Raises:
         InputError: no options, an empty one, or an unknown norm.
+        UnsupportedError: the engine cannot score given text.
     """
     _check_options(options)
     if norm not in ("sum", "mean"):
         raise InputError("unknown norm", got=norm, allowed="sum, mean")
+    branch.engine.require("scoring")
     scores = await _likelihoods(branch, options, norm)
     if prior is not None:
         base = await _likelihoods(prior, options, norm)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
 from anabranch.engine.requests import Cost
 from anabranch.program.budget import Budget
-from anabranch.program.types import Mark, Thought, Usage
+from anabranch.program.types import Mark, Piece, Thought, Usage
 
 if TYPE_CHECKING:
     from anabranch.program.branch import Branch
@@ -23,10 +24,15 @@ class Log(Protocol):
         ...
 
 
+Watch = Callable[["Branch", Piece], None]
+"""What is told of steps while they are written, as by `Branch.pieces`; it must not raise."""
+
+
 class Run:
     """One program under way: every branch it opens or forks belongs to it.
 
     Attributes:
+        watch: told of every step of its branches while it is written; None: nobody looks.
         scope: its prompts share computed prefixes with programs of the same scope only.
         live: its branches that have not been dropped.
         thoughts: its candidates so far, kept up to date by the strategy: what there is if it ends
@@ -42,9 +48,10 @@ class Run:
         seed: int = 0,
         budget: Budget | None = None,
         trace: Log | None = None,
+        watch: Watch | None = None,
         scope: str = "",
     ) -> None:
-        self.seed, self.scope = seed, scope
+        self.seed, self.scope, self.watch = seed, scope, watch
         self.budget = budget or Budget()
         self.budget.start()
         self.trace = trace

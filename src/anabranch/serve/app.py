@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping
 
 from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anabranch import __version__
@@ -19,6 +20,7 @@ from anabranch.serve import (
     files,
     responses,
     service,
+    views,
 )
 from anabranch.serve.admission import Admission
 from anabranch.serve.batch import Batches
@@ -68,7 +70,19 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     app.add_middleware(
         BodyLimit, most=settings.body_bytes, others={"/v1/files": settings.file_bytes}
     )
-    for group in (chat, completions, responses, embeddings, files, batches, branches, service):
+    # A page of somebody else's that gives its own name this machine's address is refused.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    for group in (
+        chat,
+        completions,
+        responses,
+        embeddings,
+        files,
+        batches,
+        branches,
+        service,
+        views,
+    ):
         app.include_router(group.routes)
     return app
 

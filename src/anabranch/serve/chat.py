@@ -117,7 +117,7 @@ async def begin(body: Chat, hub: Hub, terms: Terms) -> Reply:
     if plan is not None:
         _check_thinking(body)
         form = toolbox.form if toolbox else FORM
-        thinking = Thinking(plan, served, turns, rule, _limit(body), form)
+        thinking = Thinking(plan, served, turns, rule, _limit(body), form, live=_traced(body))
     return Reply(body, served, terms, turns, rule, thinking, calls=toolbox is not None)
 
 
@@ -150,6 +150,11 @@ def conversation(messages: Sequence[Message], toolbox: Toolbox | None) -> list[d
             turns.insert(0, {"role": "system", "content": ""})
         turns[0]["content"] = f"{turns[0]['content']}\n\n{toolbox.text}".strip()
     return turns
+
+
+def _traced(body: Chat) -> bool:
+    """Whether what happens in the tree is streamed."""
+    return bool(body.stream and body.anabranch and body.anabranch.trace)
 
 
 def _check_thinking(body: Chat) -> None:
@@ -202,6 +207,7 @@ class Reply:
         self.rule, self.thinking = rule, thinking
         self._calls = [Calls() for _ in range(body.n or 1)] if calls else []
         self.id, self.created = new_id("chatcmpl"), int(time.time())
+        self.traced = _traced(body)
 
     def chunks(self) -> AsyncGenerator[dict[str, Any] | str]:
         """What the reply comes by."""
@@ -242,9 +248,7 @@ class Reply:
                         yield told
                     elif kind == "reasoning" and body.stream:
                         yield self._chunk(0, {"reasoning": told, "reasoning_content": told})
-                    elif (
-                        kind == "trace" and body.stream and body.anabranch and body.anabranch.trace
-                    ):
+                    elif kind == "trace" and self.traced:
                         yield {**self._head(), "choices": [], "anabranch": {"event": told}}
         if not body.stream:
             text = thinking.reasoning

@@ -15,7 +15,8 @@ from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.registry import Named
 from anabranch.program.run import Run
-from anabranch.program.types import Answer, Problem
+from anabranch.program.trace import plain
+from anabranch.program.types import Answer, Piece, Problem
 from anabranch.reason.prompts import messages as asked
 from anabranch.reason.solve import think
 from anabranch.serve.admission import Terms
@@ -28,6 +29,9 @@ from anabranch.serve.wire import EFFORTS, Effort, Extension, Spend
 Event = tuple[Literal["reasoning", "trace", "progress"], Any]
 
 PROGRESS_SECONDS = 1.0
+GROW_SECONDS = 0.1
+"""Least time between two events that tell what steps under way have come by."""
+
 FORM = "Now state the answer once more in the required form, and nothing else."
 FORM_SHARE = 0.75
 """Of a budget of tokens, what thinking may take where a form is required after it."""
@@ -67,6 +71,16 @@ def plan_of(extension: Extension | None, named: Named | None, effort: Effort | N
     return Plan(named, spend)
 
 
+@dataclass
+class Grown:
+    """What a step under way has come by since that was last told."""
+
+    text: str = ""
+    tokens: int = 0
+    logp: float = 0.0
+    entropy: float = 0.0
+
+
 class Thinking:
     """One run of a strategy.
 
@@ -74,6 +88,10 @@ class Thinking:
         rule: what form the answer must have; the thoughts are free.
         limit: most tokens of the answer in that form.
         form: what asks for it.
+        live: whether steps are told while they are written, as traced events of their own kind:
+            `grow`, whose `steps` have, of each branch that wrote since the last one, the `text`
+            and `tokens` since then, and the sums of their log-probabilities (`logp`) and
+            entropies (`entropy`). What was told of a step gives way to its `extend`.
 
     Attributes:
         content, reasoning, finish, usage, report: what came of it, once `events` has ended.
@@ -87,11 +105,15 @@ class Thinking:
         rule: Constraint | None,
         limit: int,
         form: str = FORM,
+        live: bool = False,
     ) -> None:
         if conversation[-1]["role"] != "user":
             raise Refusal(400, "a strategy needs a last message by the user", param="messages")
         self.plan, self.served, self.rule, self.limit = plan, served, rule, limit
         self.form = form
+        self._watch = self._grow if live else None
+        self._grown: dict[str, Grown] = {}
+        self._grown_told = 0.0
         *self._before, last = conversation
         above = "\n\n".join(f"{m['role'].title()}: {m['content']}" for m in self._before)
         self._problem = Problem(last["content"], context=above)
@@ -109,7 +131,7 @@ class Thinking:
         whole = Budget(spend.tokens, min(spend.seconds or terms.seconds, terms.seconds))
         tokens = await self.served.render(self._turns)
         budget = whole.share(_share(whole, len(tokens))) if self.rule else whole
-        run = Run(seed=seed, budget=budget, trace=self)
+        run = Run(seed=seed, budget=budget, trace=self, watch=self._watch)
         cached = 0
 
         def root(problem: Problem, run: Run) -> Branch:
@@ -133,17 +155,33 @@ class Thinking:
         extra = Run(seed=seed, budget=whole)
         if self.rule is not None:
             await self._put_in_form(answer, extra, terms)
-        self._conclude(answer, run, extra, cached)
+        self._conclude(answer, extra, cached)
 
     def note(self, event: str, **fields: object) -> None:
         """See `Log`."""
-        self._events.put_nowait(("trace", {"event": event, **fields}))
+        if event == "extend":
+            self._grown.pop(str(fields["branch"]), None)
+        self._events.put_nowait(("trace", {"event": event, **plain(fields)}))
         if event == "extend" and fields["text"]:
             self._events.put_nowait(("reasoning", f"[{fields['branch']}] {fields['text']}\n"))
         now = time.monotonic()
         if now - self._told >= PROGRESS_SECONDS:
             self._told = now
             self._events.put_nowait(("progress", f"{event} {fields.get('branch', '')}"))
+
+    def _grow(self, branch: Branch, piece: Piece) -> None:
+        """Gather pieces; tell them all at once, not too often, and to nobody who is behind."""
+        grown = self._grown.setdefault(branch.id, Grown())
+        grown.text += piece.text
+        grown.tokens += len(piece.results)
+        grown.logp += sum(result.logp for result in piece.results)
+        grown.entropy += sum(result.entropy for result in piece.results)
+        now = time.monotonic()
+        if now - self._grown_told >= GROW_SECONDS and self._events.empty():
+            self._grown_told = now
+            steps = [{"branch": name, **asdict(grown)} for name, grown in self._grown.items()]
+            self._grown.clear()
+            self._events.put_nowait(("trace", {"event": "grow", "steps": plain(steps)}))
 
     async def _put_in_form(self, answer: Answer, run: Run, terms: Terms) -> None:
         tokens = await self._asked_for_form(answer.text)
@@ -166,8 +204,8 @@ class Thinking:
         asked_for = {"role": "user", "content": self.form}
         return await self.served.render([*self._turns, said, asked_for])
 
-    def _conclude(self, answer: Answer, run: Run, extra: Run, cached: int) -> None:
-        usage = run.usage + extra.usage
+    def _conclude(self, answer: Answer, extra: Run, cached: int) -> None:
+        usage = answer.usage + extra.usage
         completion = usage.sampled_tokens + usage.forced_tokens
         visible = len(self.served.lm.tokenizer.encode(self.content, start=False))
         self.usage = usage_of(
@@ -176,7 +214,7 @@ class Thinking:
             cached=cached,
             reasoning=max(0, completion - visible),
         )
-        self.report = {
+        report = {
             "strategy": answer.strategy,
             "seed": answer.seed,
             "confidence": answer.confidence,
@@ -184,6 +222,7 @@ class Thinking:
             "usage": asdict(usage),
             "candidates": [asdict(candidate) for candidate in answer.candidates],
         }
+        self.report = plain(report)
 
 
 def _share(whole: Budget, prompt: int) -> float:
