@@ -206,7 +206,7 @@ def test_cancel_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 def test_a_day_is_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anabranch.serve.batches.HOURS", 1.0)
+    monkeypatch.setattr("anabranch.serve.batches.HOURS", 4.0)
     with serving(rule, folder=tmp_path) as server:
         batch = begin(server, asking(1, "a") + asking(2, "for ever"))
         batch = until(server, batch, "expired")
