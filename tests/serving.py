@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import openai
 import uvicorn
+from fastapi import FastAPI
 
 from anabranch.lm import LM
 from anabranch.serve.app import create_app
@@ -27,6 +28,7 @@ class Running:
     url: str
     hub: Hub
     lm: LM
+    app: FastAPI
 
     @functools.cached_property
     def client(self) -> openai.OpenAI:
@@ -68,11 +70,12 @@ def serving(
 
     hub = Hub({"scripted": load})
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(create_app(told, hub), log_level="warning")
+        app = create_app(told, hub)
+        config = uvicorn.Config(app, log_level="warning")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", hub, lm)
+        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", hub, lm, app)
         try:
             while not (server.started and (wait or hub.ready)):
                 assert thread.is_alive()

@@ -141,8 +141,11 @@ def test_quotes_are_stretches_of_the_text_whatever_the_model_wants(seed: int, qu
     assert all(quote in context for quote in found)
 
 
-def test_the_answer_comes_from_the_quotes_alone() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_answer_comes_from_the_quotes_alone(apart: bool) -> None:
     seen: list[str] = []
+    told, asked = split_question(STORY)
+    problem = Problem(asked, context=" ".join(told)) if apart else Problem(STORY)
 
     def rule(prompt: str, reply: str) -> Mapping[str, float]:
         seen.append(prompt)
@@ -151,7 +154,7 @@ def test_the_answer_comes_from_the_quotes_alone() -> None:
             return {"Ann has 3 pens.\n"[len(said) :] or "": 1.0}
         return replies({"The answer is 3.": 1.0})(prompt, reply)
 
-    answer = solve(rule, "evidence", problem=STORY)
+    answer = solve(rule, "evidence", problem=problem)
     assert answer.answer == "3"
     assert seen[-1].startswith("Ann has 3 pens.\nHow many pens does Ann have?\n\nWork it out")
     assert "Bob" not in seen[-1]

@@ -8,6 +8,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,12 +53,6 @@ def test_the_seed_and_the_place_decide_a_problem(name: str) -> None:
     some, more = problems(name, 20, seed=3), problems(name, 40, seed=3)
     assert some == more[:20]
     assert problems(name, 20, seed=4) != some
-    shown = problems(name, 20, seed=3, examples=4)
-    assert [one.answer for one in shown] == [one.answer for one in some]
-    bank = shown[0].problem.examples
-    assert len(bank) == 4
-    assert all(one.problem.examples == bank for one in shown)
-    assert bank != problems(name, 1, seed=4, examples=4)[0].problem.examples
     assert len({posed.problem for posed in more}) > (12 if name in FEW else 20)
 
 
@@ -453,3 +448,25 @@ def test_an_unknown_task_is_refused() -> None:
         problems("arithmetics", 1)
     with pytest.raises(InputError, match="disks is out of range"):
         problems("hanoi(disks=99)", 1)
+
+
+# --- solved problems beside a problem ---
+
+
+def test_shots_are_solved_problems_of_the_task_and_none_of_those_asked(tmp_path: Path) -> None:
+    asked = problems("shots(task=words, n=4)", 20, seed=3)
+    bank = asked[0].problem.examples
+    assert len(bank) == 4
+    assert all(posed.problem.examples == bank for posed in asked)
+    assert not {one.text for one, _ in bank} & {posed.problem.text for posed in asked}
+    assert bank != problems("shots(task=words, n=4)", 1, seed=4)[0].problem.examples
+    file = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) for i in range(10)]
+    file.write_text("\n".join(lines))
+    named = f"shots(task=file(path={str(file)!r}), n=4)"
+    six = problems(named, 6)
+    shown = {answer for _, answer in six[0].problem.examples}
+    assert len(shown) == 4
+    assert shown | {posed.answer for posed in six} == {str(i + 1) for i in range(10)}
+    with pytest.raises(InputError, match="has not so many"):
+        problems(named, 7)

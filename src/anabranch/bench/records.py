@@ -434,6 +434,16 @@ class Records:
             ) from error
 
 
+def merged(sessions: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What all sessions say, each different value once."""
+    values: dict[str, dict[str, None]] = {}
+    for session in sessions:
+        for key, value in session.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            values.setdefault(key, {})[text] = None
+    return {key: "; ".join(texts) for key, texts in values.items()}
+
+
 _DAMAGED = "copy what `sqlite3 FILE .recover` can save, or name another file"
 
 

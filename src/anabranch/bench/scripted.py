@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from anabranch.backends.base import F32, I32, PAGE_SLOTS, Batch
-from anabranch.backends.reference import ReferenceBackend
 from anabranch.engine.core import EngineCore
 from anabranch.models.config import LayerSpec, ModelConfig, RopeSpec
 from anabranch.program.engine import Engine
@@ -79,6 +78,9 @@ class ScriptedDecoder:
         self.rule, self.max_rows = rule, max_rows
         self.config = _CONFIG
         self.rows = 0
+        # Imported late, as every backend: naming the simulated solver needs none.
+        from anabranch.backends.reference import ReferenceBackend
+
         self.backend = SimpleNamespace(copy_page=self._copy_page, draw=ReferenceBackend().draw)
 
     def cache(self, pages: int) -> I32:

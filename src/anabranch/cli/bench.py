@@ -22,7 +22,8 @@ from anabranch.bench.grid import DEFAULTS, Grid, build_grid, read_grid
 from anabranch.bench.intervals import Difference, Estimate, difference, share
 from anabranch.bench.models import load_model
 from anabranch.bench.recommend import recommend as recommend_from
-from anabranch.bench.records import Records
+from anabranch.bench.records import Records, merged
+from anabranch.bench.report import write_report
 from anabranch.bench.runner import TOGETHER, Bench, Column
 from anabranch.bench.summary import (
     FAIR,
@@ -38,7 +39,13 @@ from anabranch.bench.summary import (
 from anabranch.cli.app import app
 from anabranch.cli.options import KV, Offline, Threads
 from anabranch.cli.terminal import print_json, print_table, show_progress
-from anabranch.errors import AnabranchError, InputError, check_range, unknown_name
+from anabranch.errors import (
+    AnabranchError,
+    InputError,
+    UnsupportedError,
+    check_range,
+    unknown_name,
+)
 from anabranch.reason.registry import parse as parse_strategy
 from anabranch.tasks.registry import parse as parse_task
 
@@ -102,6 +109,12 @@ def run_grid(
         Path, typer.Option("--out", "-o", help="Where it is kept, and goes on if there is some.")
     ] = RECORDS,
     traces: Annotated[Path | None, typer.Option(help="Save every tree in this folder.")] = None,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report", help="End with a page and figures in OUT's name + -report."
+        ),
+    ] = True,
     together: Annotated[int, typer.Option(help="Problems at a time.")] = TOGETHER,
     threads: Threads = None,
     kv: KV = "f32",
@@ -155,6 +168,13 @@ def run_grid(
         print(f"kept in {out}", file=sys.stderr)
     if stopped is not None:
         raise stopped
+    if page and attempts and not as_json:
+        folder = out.with_name(f"{out.stem}-report")
+        try:
+            for path in write_report(attempts, folder, provenance=merged(sessions)):
+                print(path)
+        except UnsupportedError as error:  # the results are kept, and a page can be made later
+            print(f"note: no page: {error}")
 
 
 def _grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:

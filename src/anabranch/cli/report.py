@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from anabranch.bench.analyses import analyse, findings
 from anabranch.bench.attempts import Attempt, Attempts
-from anabranch.bench.records import Records
+from anabranch.bench.records import Records, merged
 from anabranch.bench.report import write_report
 from anabranch.bench.tables import written
 from anabranch.cli.app import app
@@ -74,16 +73,6 @@ def _read(files: Sequence[Path]) -> tuple[list[Attempt], dict[str, str]]:
         if not own:
             raise InputError("these records are empty", got=str(file), fix="run the bench first")
         attempts += [replace(attempt, take=str(file) if several else "") for attempt in own]
-        for key, value in _merged(sessions).items():
+        for key, value in merged(sessions).items():
             told[f"{file.name}: {key}" if several else key] = value
     return attempts, told
-
-
-def _merged(sessions: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What all sessions say, each different value once."""
-    values: dict[str, dict[str, None]] = {}
-    for session in sessions:
-        for key, value in session.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            values.setdefault(key, {})[text] = None
-    return {key: "; ".join(texts) for key, texts in values.items()}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PREFIX = "ANABRANCH_SERVE_"
 
+HERE = ("127.0.0.1", "localhost")
+
 
 @app.command()
 def serve(
@@ -44,6 +46,13 @@ def serve(
             f"serving needs {error.name}", fix="pip install 'anabranch[serve]'"
         ) from None
     settings = read_settings(config, {"models": model, "host": host, "port": port})
+    if settings.host not in HERE:
+        raise InputError(
+            "whoever reaches the server may use it, so it listens to this machine only",
+            got=settings.host,
+            allowed=", ".join(HERE),
+            fix="put a proxy that knows your users before it",
+        )
     options: dict[str, Any] = {"threads": threads, "kv": kv, "offline": offline}
     loaders = {
         _served_name(name): functools.partial(anabranch.load, name, **options)

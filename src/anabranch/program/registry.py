@@ -27,7 +27,7 @@ MAX_TEXT = 1000
 MAX_DEPTH = 8
 """How deep things may nest in it."""
 
-_LISTS = {"strategy": "strategies", "judge": "judges"}
+_LISTS = {"strategy": "strategies", "judge": "judges", "task": "tasks"}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from anabranch.engine.grammar import substring
 from anabranch.program.branch import Branch
@@ -12,7 +13,7 @@ from anabranch.reason.folds import majority
 from anabranch.reason.kernels import sample
 from anabranch.reason.prompts import STEPS, ending, listed
 from anabranch.reason.registry import MaxTokens, Samples, Temperature, strategy
-from anabranch.reason.statements import split_question
+from anabranch.reason.statements import split_problem
 from anabranch.reason.turns import begin, replies
 
 _QUOTE_END = re.compile(r"[.!?]\s|\n")
@@ -41,12 +42,12 @@ def evidence(
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
-        parts, question = split_question(problem.text)
+        parts, question = split_problem(problem)
         if parts:
             found = await _quote("\n".join(parts), question, problem, root)
             root.run.note("evidence", quotes=found)
             if found:
-                text = "\n".join([*found, *listed(problem, question)])
+                text = "\n".join([*found, *listed(replace(problem, context=""), question)])
                 branch = begin(root, problem, f"{text}\n\n{STEPS} {ending(problem)}")
                 if branch is not None:
                     return await replies(problem, branch, n, max_tokens, temperature=temperature)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.tasks import together
@@ -10,7 +12,7 @@ from anabranch.reason.folds import majority
 from anabranch.reason.kernels import sample
 from anabranch.reason.prompts import STEPS, ending, listed
 from anabranch.reason.registry import MaxTokens, Samples, Share, Temperature, strategy
-from anabranch.reason.statements import read_statement, relevant, split_question
+from anabranch.reason.statements import read_statement, relevant, split_problem
 from anabranch.reason.turns import YES, begin, opinion, replies
 
 ASKED = "Is this needed to answer the question? Reply Yes or No.\nQuestion: {}\n{}"
@@ -39,7 +41,7 @@ def organize(
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
-        parts, question = split_question(problem.text)
+        parts, question = split_problem(problem)
         read = [statement for part in parts if (statement := read_statement(part))]
         if len(read) == len(parts) and any(statement.given for statement in read):
             kept = [statement.text for statement in relevant(read, question)]
@@ -50,7 +52,7 @@ def organize(
             kept = [p for p, s in zip(parts, shares, strict=True) if s[YES] >= threshold]
         root.run.note("organize", kept=kept, left_out=[part for part in parts if part not in kept])
         if kept and len(kept) < len(parts):
-            text = "\n".join([*kept, *listed(problem, question)])
+            text = "\n".join([*kept, *listed(replace(problem, context=""), question)])
             branch = begin(root, problem, f"{text}\n\n{STEPS} {ending(problem)}")
             if branch is not None:
                 return await replies(problem, branch, n, max_tokens, temperature=temperature)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anabranch.program.types import Problem
+
 MOST_STATEMENTS = 400
 """Most statements of one text; what comes after them counts as one."""
 
@@ -43,10 +45,20 @@ class Statement:
     then: frozenset[str]
 
 
+def split_problem(problem: Problem) -> tuple[list[str], str]:
+    """The sentences of a problem, its context's first, and the question."""
+    parts, question = split_question(problem.text)
+    return [*_sentences(problem.context), *parts], question
+
+
+def _sentences(text: str) -> list[str]:
+    return [part.strip() for part in _BORDER.split(text, maxsplit=MOST_STATEMENTS) if part.strip()]
+
+
 def split_question(text: str) -> tuple[list[str], str]:
     """The sentences of a text that are no question, and the question: the last that asks, or the
     last one."""
-    parts = [part.strip() for part in _BORDER.split(text, maxsplit=MOST_STATEMENTS) if part.strip()]
+    parts = _sentences(text)
     if not parts:
         return [], text
     asking = [i for i, part in enumerate(parts) if part.endswith("?")]

@@ -1,10 +1,13 @@
-"""How many requests may run and wait."""
+"""How many requests may run and wait, and on what terms one runs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import Request
 
 from anabranch.serve.errors import Refusal
 
@@ -41,3 +44,24 @@ class Admission:
         finally:
             self.running -= 1
             self._places.release()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a request runs.
+
+    Attributes:
+        admission: where it takes its place.
+        seconds: the longest that it may take.
+        priority: see `Engine.open`.
+    """
+
+    admission: Admission
+    seconds: float
+    priority: float = 0.0
+
+    @classmethod
+    def of(cls, request: Request) -> Terms:
+        """Those of a request that came over HTTP."""
+        state = request.app.state
+        return cls(state.admission, state.settings.seconds)

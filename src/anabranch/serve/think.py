@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from anabranch.program.trace import plain
 from anabranch.program.types import Answer, Piece, Problem
 from anabranch.reason.prompts import messages as asked
 from anabranch.reason.solve import think
+from anabranch.serve.admission import Terms
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Finish
 from anabranch.serve.hub import Served, strategy_of
@@ -33,6 +35,9 @@ GROW_SECONDS = 0.1
 FORM = "Now state the answer once more in the required form, and nothing else."
 FORM_SHARE = 0.75
 """Of a budget of tokens, what thinking may take where a form is required after it."""
+
+FORM_TOKENS = 128
+"""What the answer in that form may need, beside the prompt; and what asking for it takes."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Thinking:
     Args:
         rule: what form the answer must have; the thoughts are free.
         limit: most tokens of the answer in that form.
+        form: what asks for it.
         live: whether steps are told while they are written, as traced events of their own kind:
             `grow`, whose `steps` have, of each branch that wrote since the last one, the `text`
             and `tokens` since then, and the sums of their log-probabilities (`logp`) and
@@ -98,11 +104,13 @@ class Thinking:
         conversation: Sequence[Mapping[str, str]],
         rule: Constraint | None,
         limit: int,
+        form: str = FORM,
         live: bool = False,
     ) -> None:
         if conversation[-1]["role"] != "user":
             raise Refusal(400, "a strategy needs a last message by the user", param="messages")
         self.plan, self.served, self.rule, self.limit = plan, served, rule, limit
+        self.form = form
         self._watch = self._grow if live else None
         self._grown: dict[str, Grown] = {}
         self._grown_told = 0.0
@@ -117,18 +125,18 @@ class Thinking:
         self.usage: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
 
-    async def events(self, seed: int, seconds: float) -> AsyncGenerator[Event]:
+    async def events(self, seed: int, terms: Terms) -> AsyncGenerator[Event]:
         """Think, and tell what happens."""
         spend = self.plan.budget
-        whole = Budget(spend.tokens, min(spend.seconds or seconds, seconds))
-        budget = whole.share(FORM_SHARE) if self.rule else whole
-        run = Run(seed=seed, budget=budget, trace=self, watch=self._watch)
+        whole = Budget(spend.tokens, min(spend.seconds or terms.seconds, terms.seconds))
         tokens = await self.served.render(self._turns)
+        budget = whole.share(_share(whole, len(tokens))) if self.rule else whole
+        run = Run(seed=seed, budget=budget, trace=self, watch=self._watch)
         cached = 0
 
         def root(problem: Problem, run: Run) -> Branch:
             nonlocal cached
-            branch = self.served.lm.engine.open(tokens, seed=seed, run=run)
+            branch = self.served.lm.engine.open(tokens, seed=seed, run=run, priority=terms.priority)
             cached = run.cost.cached
             return branch
 
@@ -146,7 +154,7 @@ class Thinking:
         self.content, self.reasoning = answer.answer, answer.text
         extra = Run(seed=seed, budget=whole)
         if self.rule is not None:
-            await self._put_in_form(answer, extra)
+            await self._put_in_form(answer, extra, terms)
         self._conclude(answer, extra, cached)
 
     def note(self, event: str, **fields: object) -> None:
@@ -175,13 +183,13 @@ class Thinking:
             self._grown.clear()
             self._events.put_nowait(("trace", {"event": "grow", "steps": plain(steps)}))
 
-    async def _put_in_form(self, answer: Answer, run: Run) -> None:
-        turns = [
-            *self._turns,
-            {"role": "assistant", "content": answer.text},
-            {"role": "user", "content": FORM},
-        ]
-        branch = self.served.lm.engine.open(await self.served.render(turns), seed=run.seed, run=run)
+    async def _put_in_form(self, answer: Answer, run: Run, terms: Terms) -> None:
+        tokens = await self._asked_for_form(answer.text)
+        over = len(tokens) + FORM_TOKENS - run.budget.left_tokens
+        if over > 0:  # what a thought comes to stands at its end
+            thought = self.served.lm.tokenizer.encode(answer.text, start=False)[int(over) :]
+            tokens = await self._asked_for_form(self.served.lm.engine.text_of(thought))
+        branch = self.served.lm.engine.open(tokens, seed=run.seed, run=run, priority=terms.priority)
         try:
             step = await branch.extend(self.limit, allow=self.rule, temperature=0.0)
         finally:
@@ -190,6 +198,11 @@ class Thinking:
             step.text,
             "stop" if step.stop in ("complete", "end") else "length",
         )
+
+    async def _asked_for_form(self, thought: str) -> list[int]:
+        said = {"role": "assistant", "content": thought}
+        asked_for = {"role": "user", "content": self.form}
+        return await self.served.render([*self._turns, said, asked_for])
 
     def _conclude(self, answer: Answer, extra: Run, cached: int) -> None:
         usage = answer.usage + extra.usage
@@ -210,3 +223,22 @@ class Thinking:
             "candidates": [asdict(candidate) for candidate in answer.candidates],
         }
         self.report = plain(report)
+
+
+def _share(whole: Budget, prompt: int) -> float:
+    """What thinking may take of a budget, so that the prompt fits in again with the form.
+
+    Raises:
+        InputError: nothing.
+    """
+    left = whole.left_tokens
+    share = (
+        min(FORM_SHARE, (left - prompt - 2 * FORM_TOKENS) / left) if left < math.inf else FORM_SHARE
+    )
+    if share * left < prompt + FORM_TOKENS:
+        raise InputError(
+            "the budget does not cover a thought and an answer in form",
+            got=f"{left} tokens",
+            allowed=f"at least {2 * prompt + 4 * FORM_TOKENS}",
+        )
+    return share

@@ -138,13 +138,10 @@ def difficulty(entry: Entry) -> Parameter | None:
     return entry.parameters.get(entry.extra["difficulty"])
 
 
-def problems(text: str, count: int, seed: int = 0, *, examples: int = 0) -> list[Posed]:
+def problems(text: str, count: int, seed: int = 0) -> list[Posed]:
     """The first `count` problems of a task such as `arithmetic(digits=3)`.
 
     A problem depends on the task, the seed and its place alone.
-
-    Args:
-        examples: how many others each problem has as its `examples`, the same for all.
 
     Raises:
         InputError: there is no such task, or it has not so many problems.
@@ -152,18 +149,12 @@ def problems(text: str, count: int, seed: int = 0, *, examples: int = 0) -> list
     named = parse(text)
     made: Make | Source = named.make()
     if isinstance(made, Source):
-        wanted = count + examples
-        if made.count is not None and wanted > made.count:
+        if made.count is not None and count > made.count:
             allowed = f"up to {made.count}"
-            raise InputError(f"{named} has not so many problems", got=wanted, allowed=allowed)
-        posed = [made.pose(seed, i) for i in range(wanted)]
-        posed, others = posed[:count], posed[count:]
-    else:
-        known = _seeded(named)
-        posed = [made(random.Random(f"{known} {seed} {i}")) for i in range(count)]
-        others = [made(random.Random(f"{known} {seed} example {i}")) for i in range(examples)]
-    bank = tuple((other.problem, other.answer) for other in others)
-    return [replace(one, problem=replace(one.problem, examples=bank)) for one in posed]
+            raise InputError(f"{named} has not so many problems", got=count, allowed=allowed)
+        return [made.pose(seed, i) for i in range(count)]
+    known = _seeded(named)
+    return [made(random.Random(f"{known} {seed} {i}")) for i in range(count)]
 
 
 def _seeded(named: Named) -> Named:
