@@ -7,6 +7,7 @@ import contextlib
 import math
 import re
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from anabranch.engine.grammar import regex
 from anabranch.errors import ContextError, InputError, ResourceError
 from anabranch.program.engine import Engine
 from anabranch.program.run import Run
-from anabranch.program.types import Mark, Step
+from anabranch.program.types import Mark, Piece, Step, Usage
 from tests.engines import make_engine, run
 
 PROMPT = "Where the river divides,"
@@ -220,6 +221,42 @@ def test_pieces_carry_tokens_and_what_else_was_likely(allow: Constraint | None) 
         again = root.fork()
         assert (await again.force(step.tokens, top=3)).tops == step.tops
         assert (await root.fork().extend(2)).tops == ()
+
+    on_engine(program)
+
+
+@pytest.mark.parametrize("allow", [None, regex("[a-f ]{4,12}")])
+def test_whoever_watches_a_run_is_told_every_step_and_changes_nothing(
+    allow: Constraint | None,
+) -> None:
+    told: list[tuple[str, Piece]] = []
+
+    async def program(engine: Engine) -> list[Step]:
+        steps = []
+        for watch in (None, lambda branch, piece: told.append((branch.id, piece))):
+            root = engine.open(PROMPT, seed=3, run=Run(seed=3, watch=watch))
+            told.clear()
+            grown = await asyncio.gather(
+                *(b.extend(12, allow=allow, until="e", keep=False) for b in root.fork(3))
+            )
+            steps.append([replace(step, usage=Usage()) for step in grown])
+        assert steps[0] == steps[1]
+        return steps[1]
+
+    for i, step in enumerate(on_engine(program)):
+        pieces = [piece for name, piece in told if name == f"0.{i}"]
+        assert "".join(piece.text for piece in pieces) == step.text
+        results = [result for piece in pieces for result in piece.results]
+        assert tuple(result.token for result in results) == step.tokens
+        assert tuple(result.logp for result in results) == step.logps
+
+
+def test_who_asks_for_pieces_gets_them_also_when_the_run_is_watched() -> None:
+    async def program(engine: Engine) -> None:
+        told: list[Piece] = []
+        run = Run(watch=lambda _, piece: told.append(piece))
+        branch = engine.open(PROMPT, run=run)
+        assert [piece async for piece in branch.pieces(12)] == told != []
 
     on_engine(program)
 

@@ -56,7 +56,7 @@ async function answered(path, options) {
   }
   if (response.ok) return response;
   if (response.status === 401) {
-    await askForKey();
+    if (key === sessionStorage.getItem(KEY)) await askForKey(); // else it was given meanwhile
     return answered(path, options);
   }
   let told;
@@ -76,12 +76,12 @@ function askForKey() {
     const dialog = byId("locked");
     const input = byId("key");
     input.value = "";
-    dialog.returnValue = "none";
+    dialog.returnValue = "";
     dialog.addEventListener(
       "close",
       () => {
         asking = null;
-        if (dialog.returnValue === "none" || !input.value) reject(new Fault("a key is needed"));
+        if (dialog.returnValue !== "use") reject(new Fault("a key is needed"));
         else {
           sessionStorage.setItem(KEY, input.value);
           resolve();

@@ -192,7 +192,6 @@ byId("clear").addEventListener("click", () => {
 async function begin() {
   arrange();
   select(panels[0], null);
-  listHistory();
   watch(byId("gauges"));
   for (;;) {
     try {
@@ -216,6 +215,7 @@ async function begin() {
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
   complain("");
+  listHistory(); // only now, as what is reopened fills the form
   document.documentElement.dataset.ready = "";
   if (!narrow.matches) byId("problem").focus();
 }

@@ -32,6 +32,7 @@ export class Run {
     this.result.replaceChildren();
     const record = this.record;
     const began = performance.now();
+    this.#tellState(0);
     const clock = setInterval(() => this.#tellState(performance.now() - began), 200);
     try {
       for await (const chunk of chat(requestOf(asked, strategy.text), this.abort.signal)) {

@@ -1,0 +1,270 @@
+"""The page in a real browser, over a scripted model. Needs playwright and a Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.serving import Running, serving
+
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
+
+MARKUP = "<img src=x onerror=document.title='taken'><b>4</b>"
+LINES = {
+    f"First {MARKUP}.\nThe answer is 4.": 0.6,
+    "2 + 2 is \u202e5.\nThe answer is 5.": 0.4,
+}
+
+
+def slow(prompt: str, reply: str) -> Mapping[str, float]:
+    """Never comes to an end where that is asked for, else `LINES`."""
+    if "endless" in prompt:
+        return {"a": 0.5, "b": 0.5}
+    going = {text[len(reply) :]: p for text, p in LINES.items() if text.startswith(reply)}
+    return going or {"": 1.0}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with serving(slow) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    with playwright.sync_playwright() as driver:
+        try:
+            # No sandbox: it has none as root in a container, and sees our own page only.
+            opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {error.message.splitlines()[0]}")
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(server: Running, browser: Any) -> Iterator[Any]:
+    """The page, ready. It may complain of nothing, and ask nobody else for anything."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, reduced_motion="reduce")
+    opened = context.new_page()
+    opened.set_default_timeout(10_000)
+    faults: list[str] = []
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on("console", lambda told: faults.append(told.text) if _wrong(told) else None)
+    opened.on(
+        "request",
+        lambda asked: None if asked.url.startswith(server.url) else faults.append(asked.url),
+    )
+    opened.goto(server.url)
+    expect(opened.locator("#first select").first).to_have_value("vote")
+    yield opened
+    context.close()
+    assert not faults
+
+
+def _wrong(told: Any) -> bool:
+    # Refusals by the server are the page's own to tell.
+    return told.type == "error" and "status of 400" not in told.text
+
+
+def ask(page: Any, strategy: str, problem: str = "What is 2 + 2?", **values: object) -> None:
+    """Fill the form and press Enter."""
+    page.select_option("#first select >> nth=0", strategy)
+    for name, value in values.items():
+        page.get_by_label(name.replace("_", " "), exact=True).first.fill(str(value))
+    page.fill("#seed", "1")
+    page.fill("#problem", problem)
+    page.press("#problem", "Enter")
+
+
+def labels(page: Any) -> list[str]:
+    """What is said of each branch in the tree."""
+    told = page.locator("[role=treeitem]").evaluate_all("all => all.map((each) => each.ariaLabel)")
+    return sorted(told)
+
+
+def done(page: Any) -> None:
+    expect(page.locator(".state").first).to_contain_text("Done")
+
+
+def test_ask_and_see_the_tree(server: Running, page: Any) -> None:
+    ask(page, "vote", n=6)
+    done(page)
+    expect(page.locator(".said")).to_have_text("4")
+    expect(page.locator("[role=treeitem]")).to_have_count(7)
+    kept = page.locator(".branch.kept:not(.root)")
+    assert kept.count() >= 2
+    assert kept.first.locator(".label").text_content() == "4"
+    assert page.locator(".line").first.get_attribute("stroke-width")
+    table = page.locator(".candidates tbody tr")
+    expect(table).to_have_count(2)
+    assert "Sampled" in page.locator(".usage").inner_text()
+    assert page.locator(".gauges").inner_text().count("\n") > 5
+
+
+def test_what_the_model_writes_stays_text(page: Any) -> None:
+    ask(page, "beam", width=2, fanout=4)
+    done(page)
+    page.locator(".scroll").focus()
+    page.keyboard.press("End")
+    expect(page.locator("#inspector .text").first).to_contain_text("<img src=x onerror")
+    expect(page.locator("#inspector")).to_contain_text("likelihood")
+    assert page.locator("main img, main b >> text=4").count() == 0
+    assert page.title() == "Anabranch"
+    for row in range(page.locator("[role=treeitem]").count()):  # no override of direction is shown
+        page.keyboard.press("Home" if row == 0 else "ArrowDown")
+        assert "\u202e" not in page.locator("#inspector").inner_text()
+
+
+def test_keys_move_in_the_tree(page: Any) -> None:
+    ask(page, "vote", n=3)
+    done(page)
+    tree = page.locator(".scroll")
+    tree.focus()
+    page.keyboard.press("Home")
+    seen = []
+    for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "End"):
+        page.keyboard.press(key)
+        seen.append(tree.get_attribute("aria-activedescendant"))
+        assert page.locator(f"#{seen[-1]}.selected").count() == 1
+    assert seen[1].endswith("-0")
+    assert len(set(seen)) >= 3
+    width = page.locator(".scroll svg").bounding_box()["width"]
+    page.keyboard.press("+")
+    assert page.locator(".scroll svg").bounding_box()["width"] > 1.4 * width
+    page.keyboard.press("0")
+    assert page.locator(".scroll svg").bounding_box()["width"] == width
+
+
+def test_it_grows_and_escape_stops_it_and_frees_its_branches(server: Running, page: Any) -> None:
+    ask(page, "vote", "endless", n=5, max_tokens=100000)
+    expect(page.locator(".branch.growing")).to_have_count(5)
+
+    def tokens() -> int:
+        told = page.locator(".state").inner_text().split(" · ")[1]
+        return int(told.split()[0].replace(",", ""))
+
+    expect(page.locator(".state")).to_contain_text("5 growing")
+    before = tokens()
+    page.wait_for_function(
+        "before => Number(document.querySelector('.state').textContent.split(' · ')[1]"
+        ".split(' ')[0].replace(',', '')) > before + 50",
+        arg=before,
+    )
+    page.keyboard.press("Escape")
+    expect(page.locator(".state")).to_contain_text("Stopped")
+    server.until_idle()
+    expect(page.locator(".branch.growing")).to_have_count(0)
+    page.locator("[data-id='0.2'] .hit").click(force=True)
+    expect(page.locator("#inspector .text .own")).to_contain_text("a")
+    # What was written until then is kept.
+    page.reload()
+    page.locator(".past").first.click()
+    expect(page.locator(".state")).to_contain_text("Stopped")
+    expect(page.locator("[role=treeitem]")).to_have_count(6)
+
+
+def test_history_survives_a_reload_and_has_bounds(page: Any) -> None:
+    ask(page, "vote", n=4, temperature=0.9)
+    done(page)
+    expect(page.locator("[role=treeitem]")).to_have_count(5)
+    drawn = labels(page)
+    page.reload()
+    page.locator(".past").first.click()
+    done(page)
+    expect(page.locator("[role=treeitem]")).to_have_count(5)
+    assert labels(page) == drawn
+    expect(page.locator(".said")).to_have_text("4")
+    expect(page.get_by_label("temperature", exact=True).first).to_have_value("0.9")
+    expect(page.locator("#problem")).to_have_value("What is 2 + 2?")
+    sizes = page.evaluate("""async () => {
+        const { keep, runs, load } = await import("/page/history.js");
+        const record = (fill) => ({ asked: { problem: "p" }, strategy: { text: "s" }, when: 1,
+            content: "", state: "done", events: ["x".repeat(fill)] });
+        const large = load(keep(record(2_000_000)));
+        for (let i = 0; i < 60; i++) keep(record(200_000));
+        return [runs().length, Object.values(localStorage).join("").length, large.events,
+            runs().every((entry) => load(entry.id))];
+    }""")
+    assert sizes[0] <= 40
+    assert sizes[1] < 3_100_000
+    assert sizes[2] is None
+    assert sizes[3]
+    page.evaluate("localStorage.setItem('anabranch.runs', '[{]')")
+    page.reload()
+    expect(page.locator("#first select").first).to_be_visible()
+    assert page.locator(".past").count() == 0
+
+
+def test_two_strategies_beside_each_other(page: Any) -> None:
+    page.check("#compare")
+    page.select_option("#second select >> nth=0", "beam")
+    ask(page, "vote", n=4)
+    expect(page.locator(".state")).to_contain_text(["Done", "Done"])
+    trees = page.locator("[role=tree]")
+    expect(trees).to_have_count(2)
+    assert trees.nth(1).locator("[role=treeitem]").count() > 4
+    expect(page.locator(".usage")).to_have_count(2)
+    expect(page.locator(".said")).to_have_text(["4", "4"])
+    assert page.locator(".state").nth(1).inner_text().endswith("seed 1")
+
+
+def test_faults_are_said(page: Any) -> None:
+    ask(page, "vote", n=0)
+    assert page.locator(".state").inner_text() == ""  # the browser itself says why
+    ask(page, "beam", judge="likelyhood")
+    expect(page.locator("#fault")).to_contain_text("did you mean likelihood")
+    expect(page.locator(".state")).to_contain_text("Failed")
+    ask(page, "beam", judge="likelihood")
+    done(page)
+    expect(page.locator("#fault")).to_be_hidden()
+
+
+def test_a_key_is_asked_for_once_and_used(server: Running, browser: Any) -> None:
+    """Where the server wants one."""
+    context = browser.new_context()
+    opened = context.new_page()
+    keys = []
+
+    def guard(route: Any) -> None:
+        key = route.request.headers.get("authorization")
+        keys.append(key)
+        if key == "Bearer sesame":
+            route.continue_()
+        else:
+            route.fulfill(status=401, body=json.dumps({"error": {"message": "no key"}}))
+
+    opened.route("**/v1/**", guard)
+    opened.goto(server.url)
+    opened.fill("#key", "sesame")
+    opened.press("#key", "Enter")
+    expect(opened.locator("#first select").first).to_have_value("vote")
+    assert set(keys) == {None, "Bearer sesame"}
+    context.close()
+
+
+def test_themes_and_narrow_windows(page: Any) -> None:
+    dark = "getComputedStyle(document.body).backgroundColor"
+    colours = []
+    for name in ("light", "dark"):
+        page.click("#theme")
+        assert page.locator("#theme").inner_text() == f"Theme: {name}"
+        colours.append(page.evaluate(dark))
+    assert colours[0] != colours[1]
+    page.reload()
+    assert page.locator("#theme").inner_text() == "Theme: dark"
+    ask(page, "vote", n=3)
+    done(page)
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    run, history = page.locator("#runs").bounding_box(), page.locator("#history").bounding_box()
+    assert history["y"] > run["y"]
+    assert run["width"] > 300
