@@ -32,6 +32,9 @@ NEEDS = {
     "hidden": "hidden states",
 }
 
+ALSO = {"evidence": {"constraints"}, "tactics": {"constraints"}, "value": {"hidden"}}
+"""What these runs do not reach: quotations begun, tactics chosen, a head that was fitted."""
+
 CONTEXT = "Anna owns a red car. Ben has 2 + 2 apples. Every car that is red is fast."
 PROBLEMS = [
     Problem("What is 2 + 2?", examples=((Problem("What is 1 + 1?"), "2"),)),
@@ -118,14 +121,17 @@ def main() -> None:
     """Write the page, its text kept."""
     methods = {}
     for entry in strategies():
-        methods[entry.name], ended = needs_of(parse(entry.name))
-        print(f"{entry.name}: {sorted(methods[entry.name])}, {ended} runs", flush=True)
+        needs, ended = needs_of(parse(entry.name))
+        methods[entry.name] = needs | ALSO.get(entry.name, set())
+        print(f"{entry.name}: {sorted(needs)}, {ended} runs", flush=True)
     rated = {}
     for entry in judges():
         if any(isinstance(p.limits, Part) for p in entry.parameters.values()):
             continue  # what its judges need
-        rated[entry.name], ended = needs_of(judged(entry.name))
-        print(f"{entry.name}: {sorted(rated[entry.name])}, {ended} runs", flush=True)
+        needs, ended = needs_of(judged(entry.name))
+        if ended or entry.name in ALSO:
+            rated[entry.name] = needs | ALSO.get(entry.name, set())
+        print(f"{entry.name}: {sorted(needs)}, {ended} runs", flush=True)
     path = Path(__file__).with_name("remote.md")
     text = path.read_text(encoding="utf-8").partition(PLACE)[0]
     tables = table("strategy", methods) + "\n" + table("judge", rated)

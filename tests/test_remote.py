@@ -358,6 +358,12 @@ def test_retry_after_is_heeded() -> None:
     assert 25 < wait(later) <= 30
 
 
+def test_a_model_by_its_name() -> None:
+    with endpoint(FOUR) as fake, anabranch.load(f"{fake.url}#alias") as lm:
+        assert lm.name == fake.bodies[-1]["model"] == "alias"
+        assert lm.engine.core.capacity == 4096
+
+
 def test_nobody_there() -> None:
     with endpoint(FOUR) as fake:
         url = fake.url

@@ -145,8 +145,8 @@ def connect(
         timeout: seconds to wait for the next bytes of a reply.
 
     Raises:
-        InputError: not such a URL, or no such model.
-        RemoteError: it cannot be reached, refuses the key, or is no such endpoint.
+        InputError: not such a URL, or several models there and none named.
+        RemoteError: it cannot be reached, refuses the key or the model, or is no such endpoint.
     """
     # Imported late: local models need no HTTP.
     from anabranch.remote.endpoint import Endpoint

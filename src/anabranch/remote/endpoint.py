@@ -115,10 +115,12 @@ class Endpoint:
 
         Raises:
             RemoteError: it cannot be reached, does not let us in, or has neither API.
-            InputError: it has no such model, or several and none was named.
+            InputError: it has not one model but several or none, and none was named.
         """
         listed = await self._models()
-        context = _context(listed.get(self.model, {}))
+        # An alias is no name that is listed, and servers of one model take any name.
+        alone = next(iter(listed.values())) if len(listed) == 1 else {}
+        context = _context(listed.get(self.model, alone))
         found: list[Capabilities] = []
         refused: RemoteError | None = None
         for name in ("completions", "chat") if api is None else (api,):

@@ -21,7 +21,7 @@ from anabranch.engine.requests import Draw, Look, Peeked, Request, Result, Sampl
 from anabranch.errors import InputError, RemoteError
 from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine, Prompt
-from anabranch.remote.endpoint import Capabilities, Chunk, Endpoint, Token, Turns
+from anabranch.remote.endpoint import Capabilities, Endpoint, Token, Turns
 from anabranch.remote.wire import TRIES, BrokenError, pause, retrying
 
 END, ROLES = 0, ("system", "user", "assistant")
@@ -188,7 +188,8 @@ class RemoteEngine(Engine):
         cursor, taken = request.cursor, 0
         held: Token | None = None  # an empty piece is the end's, if nothing follows
         seed = derive(cursor.key, cursor.position) & 0x7FFFFFFF
-        chunk, finish, written = Chunk((), None, None), None, None
+        finish: str | None = None
+        written: int | None = None
         stream = self.endpoint.reply(
             self.pieces.turns(cursor.path()),
             request.sampling,
