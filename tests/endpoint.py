@@ -155,6 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "huge":
             for _ in range(100):
                 self.wfile.write(b"data: " + b"x" * (1 << 20))
+        if fault == "endless":
+            for _ in range(100_000):
+                self.wfile.write(b": still here\n" * 1000)
         sent = 0
         for start in range(0, len(tokens), fake.chunk):
             if fault == "cut" and start >= 2:

@@ -24,6 +24,7 @@ from anabranch.program.budget import Budget
 from anabranch.program.derived import score
 from anabranch.program.engine import Engine
 from anabranch.program.run import Run
+from anabranch.reason.registry import strategies
 from anabranch.remote import wire
 from anabranch.remote.endpoint import Capabilities
 from anabranch.remote.engine import RemoteEngine
@@ -321,12 +322,14 @@ def test_a_reply_cut_off_is_gone_on_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["401", "418", "html", "gzip", "huge", "list", "empty", "error", "count", "logp"]
+    "fault",
+    ["401", "418", "html", "gzip", "huge", "endless", "list", "empty", "error", "count", "logp"],
 )
 def test_faults_are_typed_errors_without_the_key(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setattr(wire, "STREAM_MOST", 1 << 22)
     with endpoint(FOUR) as fake, connected(fake.url, key_env="MY_KEY") as lm:
         fake.faults[:] = [fault]
         with pytest.raises(RemoteError, match=re.escape(fake.url)) as error:
@@ -388,6 +391,18 @@ def test_text_that_is_too_long() -> None:
             lm.solve("x" * 40_000, "single")
         with pytest.raises(InputError, match="Unicode"):
             lm.solve("\udcff", "single")
+
+
+def test_the_page_says_of_every_strategy_what_it_needs() -> None:
+    """And what it says is what the cases above find."""
+    page = Path(__file__).parents[1].joinpath("docs", "remote.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.M))
+    assert rows.keys() >= {entry.name for entry in strategies()}
+    marks = {name: [cell.strip() for cell in row.split("|")] for name, row in rows.items()}
+    assert not any(marks["vote"] + marks["single"] + marks["adaptive"])
+    assert marks["beam"] == ["•", "•", "", "", "", ""]
+    assert marks["linc"][3] == marks["sharpen"][4] == marks["self_rating"][2] == "•"
+    assert marks["value"][5] == "•"
 
 
 # ---- doors -------------------------------------------------------------------------------------

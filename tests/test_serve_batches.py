@@ -206,7 +206,7 @@ def test_cancel_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 def test_a_day_is_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anabranch.serve.batches.HOURS", 1.0)
+    monkeypatch.setattr("anabranch.serve.batches.HOURS", 4.0)
     with serving(rule, folder=tmp_path) as server:
         batch = begin(server, asking(1, "a") + asking(2, "for ever"))
         batch = until(server, batch, "expired")
@@ -287,7 +287,9 @@ def test_a_full_disk_makes_batches_wait(server: Running, monkeypatch: pytest.Mon
     assert {said(r) for r in results(server, batch.output_file_id).values()} == {"a", "b"}
 
 
-def test_a_full_disk_refuses_files(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_refuses_files(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -295,7 +297,12 @@ def test_a_full_disk_refuses_files(server: Running, monkeypatch: pytest.MonkeyPa
         patched.setattr("shutil.copyfileobj", fail)
         with pytest.raises(openai.InternalServerError, match="disk is full"):
             server.client.files.create(file=b"x", purpose="batch")
+    with monkeypatch.context() as patched:  # room for the data, but none for the record
+        patched.setattr(Folder, "write", fail)
+        with pytest.raises(openai.InternalServerError, match="disk is full"):
+            server.client.files.create(file=b"x", purpose="batch")
     assert not list(server.client.files.list())
+    assert not list((tmp_path / "file").iterdir())
 
 
 def test_a_folder_has_one_server(tmp_path: Path) -> None:

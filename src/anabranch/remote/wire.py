@@ -26,6 +26,9 @@ BODY_MOST = 16 << 20
 LINE_MOST = 1 << 20
 """Longest line of a stream, in bytes."""
 
+STREAM_MOST = 256 << 20
+"""Largest stream, in bytes."""
+
 TRIES = 5
 """How often a request is sent that the endpoint does not take or that breaks off."""
 
@@ -169,8 +172,11 @@ class Wire:
         return body
 
     async def _lines(self, response: httpx.Response) -> AsyncGenerator[bytes]:
-        rest = b""
+        rest, total = b"", 0
         async for part in response.aiter_raw():
+            total += len(part)
+            if total > STREAM_MOST:
+                raise self._fault(f"sent more than {STREAM_MOST} bytes", part)
             *lines, rest = (rest + part).split(b"\n")
             for line in lines:
                 yield line

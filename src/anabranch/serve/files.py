@@ -34,9 +34,13 @@ async def upload(request: Request) -> dict[str, Any]:
             raise Refusal(400, "purpose: allowed: batch", param="purpose")
         folder.check_room("file", file.size or 0)
         name = new_id("file")
-        await asyncio.to_thread(folder.take, name, file.file)
-        record = about(folder, name, (file.filename or "file")[:200], "batch")
-    await asyncio.to_thread(folder.write, record)
+        try:
+            await asyncio.to_thread(folder.take, name, file.file)
+            record = about(folder, name, (file.filename or "file")[:200], "batch")
+            await asyncio.to_thread(folder.write, record)
+        except OSError:
+            folder.remove(name)  # data without a record would take up room for ever
+            raise
     return record
 
 
