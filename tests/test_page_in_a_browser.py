@@ -204,6 +204,47 @@ def test_history_survives_a_reload_and_has_bounds(page: Any) -> None:
     assert page.locator(".past").count() == 0
 
 
+def test_a_tree_from_events(page: Any) -> None:
+    """Forks inside a step, judges' branches, strangers, and what comes too late."""
+    told = page.evaluate("""async () => {
+        const { Tree, layOut, scoreOf } = await import("/page/tree.js");
+        const tree = new Tree();
+        const extend = (branch, start, end, logp) => tree.add({ event: "extend", branch, start,
+            end, text: "x".repeat(end - start), logp, entropy: 1, stop: "until" });
+        tree.add({ event: "open", branch: "0", position: 10, text: "p" });
+        const grown = { branch: "0", text: "ab", tokens: 2, logp: -1, entropy: 2 };
+        tree.add({ event: "grow", steps: [grown] });
+        const live = [tree.sampled, tree.branches.get("0").growing, tree.branches.get("0").end];
+        extend("0", 10, 20, -5);
+        for (const [id, at] of [["0.0", 15], ["0.1", 20], ["0.2", 20]]) {
+            tree.add({ event: "fork", branch: id, parent: "0", position: at });
+        }
+        extend("0.0", 15, 18, -3);
+        extend("0.1", 20, 30, null);  // minus infinity
+        tree.add({ event: "rate", branch: "0.0", judge: "j", rating: 0.25 });
+        tree.add({ event: "drop", branch: "0.1", reason: "not selected" });
+        tree.add({ event: "extend", branch: "9", start: 0, end: 1, text: "" });
+        tree.add({ event: "evidence", quotes: ["q"] });
+        tree.add({ event: "answer", kept: ["0.0", "8"] });
+        tree.add({ event: "drop", branch: "0.0", reason: "" });
+        const size = layOut(tree, false);
+        const of = (id) => tree.branches.get(id);
+        return { live, size, sampled: tree.sampled, remarks: tree.remarks,
+            all: layOut(tree, true).lanes,
+            kept: [...tree.branches.values()].filter((b) => b.kept).map((b) => b.id),
+            open: ["0", "0.0", "0.1", "0.2"].map((id) => of(id).open), flow: of("0").flow,
+            scores: ["0", "0.0", "0.1"].map((id) => scoreOf(of(id).steps[0])) };
+    }""")
+    assert told["live"] == [2, True, 12]
+    assert told["sampled"] == told["flow"] == 23
+    assert told["size"] == {"lanes": 2, "tokens": 20, "forks": 1}
+    assert told["all"] == 3
+    assert told["kept"] == ["0", "0.0"]
+    assert told["open"] == [True, True, False, True]
+    assert told["scores"] == [pytest.approx(0.6065, abs=1e-4), 0.25, 0]
+    assert len(told["remarks"]) == 2
+
+
 def test_two_strategies_beside_each_other(page: Any) -> None:
     page.check("#compare")
     page.select_option("#second select >> nth=0", "beam")

@@ -190,7 +190,8 @@ export function layOut(tree, everything) {
   const size = { lanes: 1, tokens: 1, forks: 0 };
   const weigh = (branch) => {
     branch.flow = total(branch.written.map((step) => step.tokens));
-    branch.shown = everything || !branch.parent || branch.sampled > 0 || branch.kept;
+    const alone = tree.roots.length === 1 && !branch.parent;
+    branch.shown = everything || alone || branch.sampled > 0 || branch.kept;
     for (const child of branch.children) {
       weigh(child);
       branch.shown ||= child.shown;
@@ -211,7 +212,7 @@ export function layOut(tree, everything) {
   };
   for (const root of tree.roots) {
     weigh(root);
-    place(root, 0);
+    if (root.shown) place(root, 0);
   }
   size.lanes = Math.max(1, lanes);
   return size;

@@ -206,12 +206,12 @@ export class TreeView {
     }
 
     const leaf = !branch.children.some((child) => child.shown);
-    const marked = branch.kept && leaf;
-    const tip = leaf || branch.growing ? (marked ? 5 : Math.min(3, scale.lane / 3)) : 0;
+    const marked = this.tree.outcome?.kept.includes(branch.id) ?? false;
+    const tip = leaf || marked || branch.growing ? (marked ? 5 : Math.min(3, scale.lane / 3)) : 0;
     set(parts.tip, "cx", r(Math.max(begin, end)));
     set(parts.tip, "cy", r(y));
     set(parts.tip, "r", r(tip));
-    const said = leaf && branch.answer !== null ? brief(branch.answer, 14) : "";
+    const said = (leaf || marked) && branch.answer !== null ? brief(branch.answer, 14) : "";
     const room = marked || scale.lane >= LABELLED || branch === this.selected;
     parts.label.textContent = room ? said : "";
     set(parts.label, "x", r(end + 10));
@@ -230,7 +230,8 @@ export class TreeView {
   }
 
   #key(event) {
-    const here = this.selected ?? this.tree?.roots[0];
+    const first = this.tree?.roots.find((root) => root.shown);
+    const here = this.selected ?? first;
     if (!here || event.altKey || event.metaKey || event.ctrlKey) return;
     const at = this.order?.indexOf(here) ?? -1;
     const shown = here.children.filter((child) => child.shown);
@@ -240,7 +241,7 @@ export class TreeView {
       ArrowRight: kept,
       ArrowUp: this.order?.[at - 1],
       ArrowDown: this.order?.[at + 1],
-      Home: this.tree.roots[0],
+      Home: first,
       End: this.tree.branches.get(this.tree.outcome?.kept[0]) ?? this.order?.at(-1),
     }[event.key];
     if (next) this.select(next.id);
@@ -272,9 +273,9 @@ export class TreeView {
     let from = null;
     const box = this.scroll;
     box.addEventListener("pointerdown", (event) => {
+      this.dragged = false;
       if (event.pointerType !== "mouse" || event.button) return; // touch scrolls by itself
       from = { x: event.clientX, y: event.clientY, left: box.scrollLeft, top: box.scrollTop };
-      this.dragged = false;
     });
     box.addEventListener("pointermove", (event) => {
       if (!from || !(event.buttons & 1)) return;
@@ -313,13 +314,15 @@ export function inspect(branch, onSelect) {
     ["Answer", branch.answer ?? "–"],
   ];
   const text = el("div", { class: "text", tabindex: 0, "aria-label": "Text" });
-  for (const above of branch.path) {
-    for (const step of above.written) {
+  for (const [i, above] of branch.path.entries()) {
+    const left = branch.path[i + 1]?.origin ?? Infinity; // where the path leaves this branch
+    for (const step of above.written.filter((one) => one.start < left)) {
       const score = scoreOf(step);
       const title = `${above.id}: ${step.tokens} tokens` +
         (step.kind === "force" ? ", given" : `, ${fixed(step.logp / step.tokens)} nats a token`) +
-        (step.rating === null ? "" : `, rated ${fixed(step.rating)}`);
-      const own = above === branch ? "own" : "above";
+        (step.rating === null ? "" : `, rated ${fixed(step.rating)}`) +
+        (step.end > left ? `; left after ${left - step.start} of them` : "");
+      const own = above === branch ? "own" : step.end > left ? "above partly" : "above";
       text.append(el("span", { class: `${own} ${shade(score)} ${step.kind}`, title, text: step.text }));
     }
   }
