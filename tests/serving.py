@@ -31,7 +31,11 @@ class Running:
     @functools.cached_property
     def client(self) -> openai.OpenAI:
         """The official client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        return self.client_of("none")
+
+    def client_of(self, key: str) -> openai.OpenAI:
+        """One with a key of its own."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 
     def until_idle(self) -> None:
         """Wait until nothing is pending in the engine and no branch is left; fails after 10 s."""

@@ -29,6 +29,11 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8000.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="File of API keys.")] = None,
+    new_key: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Make a key, print it once, keep its hash in --keys."),
+    ] = None,
     threads: Threads = None,
     kv: KV = "f32",
     offline: Offline = False,
@@ -43,7 +48,10 @@ def serve(
         raise InputError(
             f"serving needs {error.name}", fix="pip install 'anabranch[serve]'"
         ) from None
-    settings = read_settings(config, {"models": model, "host": host, "port": port})
+    settings = read_settings(config, {"models": model, "host": host, "port": port, "keys": keys})
+    if new_key is not None:
+        print(_made_key(settings, new_key))
+        return
     options: dict[str, Any] = {"threads": threads, "kv": kv, "offline": offline}
     loaders = {
         _served_name(name): functools.partial(anabranch.load, name, **options)
@@ -82,6 +90,14 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         raise InputError(
             f"setting {where}: {first['msg']}", allowed=", ".join(Settings.model_fields)
         ) from None
+
+
+def _made_key(settings: Settings, name: str) -> str:
+    from anabranch.serve.keys import new_key
+
+    if settings.keys is None:
+        raise InputError("no file of keys is named", fix="add --keys FILE")
+    return new_key(settings.keys, name)
 
 
 def _served_name(model: str) -> str:

@@ -28,6 +28,7 @@ class Run:
 
     Attributes:
         scope: its prompts share computed prefixes with programs of the same scope only.
+        group: whose it is, where programs share an engine fairly.
         live: its branches that have not been dropped.
         thoughts: its candidates so far, kept up to date by the strategy: what there is if it ends
             now.
@@ -43,8 +44,9 @@ class Run:
         budget: Budget | None = None,
         trace: Log | None = None,
         scope: str = "",
+        group: str = "",
     ) -> None:
-        self.seed, self.scope = seed, scope
+        self.seed, self.scope, self.group = seed, scope, group
         self.budget = budget or Budget()
         self.budget.start()
         self.trace = trace

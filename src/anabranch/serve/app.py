@@ -13,12 +13,19 @@ from anabranch import __version__
 from anabranch.serve import chat, completions, service
 from anabranch.serve.admission import Admission
 from anabranch.serve.errors import Refusal, add_handlers
+from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
+from anabranch.serve.keys import keyring
 from anabranch.serve.settings import Settings
 
 
 def create_app(settings: Settings, hub: Hub) -> FastAPI:
-    """The application. Models are loaded while it answers already; `/health` says when."""
+    """The application. Models are loaded while it answers already; `/health` says when.
+
+    Raises:
+        InputError: no keys though others than this machine could ask, or a broken file of keys.
+    """
+    keys = keyring(settings.keys, settings.host, share_cache=settings.share_cache)
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
@@ -39,6 +46,7 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     app.add_middleware(BodyLimit, most=settings.body_bytes)
     for routes in (chat.routes, completions.routes, service.routes):
         app.include_router(routes)
+    app.add_middleware(Gate, keys=keys, on_end=lambda call: None)  # the last is the outermost
     return app
 
 

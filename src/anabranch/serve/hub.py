@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from anabranch.engine.scheduler import FairShare
 from anabranch.errors import InputError
 from anabranch.lm import LM
+from anabranch.program.engine import Engine
 from anabranch.program.registry import Named
 from anabranch.reason.registry import parse
 from anabranch.serve.errors import Refusal
@@ -62,7 +64,9 @@ class Hub:
         """Load every model; what goes wrong is kept in `fault`."""
         try:
             for name, load in self._loaders.items():
-                self.models[name] = Served(name, await asyncio.to_thread(load))
+                lm = await asyncio.to_thread(load)
+                _share_fairly(lm.engine)
+                self.models[name] = Served(name, lm)
         except Exception as error:
             self.fault = error
             raise
@@ -98,6 +102,14 @@ class Hub:
             for served in self.models.values()
             for name in (served.name, *(f"{served.name}:{v}" for v in VIRTUAL))
         ]
+
+
+def _share_fairly(engine: Engine) -> Engine:
+    """Let keys have equal shares of it, and of what it loads."""
+    engine.core.policy = FairShare()
+    if (load := engine.loader) is not None:
+        engine.loader = lambda model: _share_fairly(load(model))
+    return engine
 
 
 def strategy_of(text: str) -> Named:

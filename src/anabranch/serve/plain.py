@@ -9,7 +9,7 @@ from typing import Any
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.run import Run
+from anabranch.serve.calls import new_run
 from anabranch.serve.generate import Ask, Delta, choices
 from anabranch.serve.hub import Served
 from anabranch.serve.wire import Sampled
@@ -28,7 +28,7 @@ class Plain:
         self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, seconds: float
     ) -> None:
         self.served, self.prompts, self.n, self.seed = served, prompts, n, seed
-        self.run = Run(seed=seed, budget=Budget(seconds=seconds))
+        self.run = new_run(seed=seed, budget=Budget(seconds=seconds))
         self.cached = 0
 
     async def deltas(self, ask: Ask) -> AsyncGenerator[Delta]:

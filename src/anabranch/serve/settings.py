@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,9 @@ class Settings(BaseModel):
         waiting: requests that may wait for that; more are refused.
         body_bytes: largest body of a request.
         seconds: longest time of one request.
+        keys: file of API keys; without one, only this machine can ask.
+        share_cache: keys share computed prefixes, which lets each find out by the time that an
+            answer takes whether another has asked the same.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -27,3 +31,5 @@ class Settings(BaseModel):
     waiting: Annotated[int, Field(ge=0, le=1 << 16)] = 256
     body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    keys: Path | None = None
+    share_cache: bool = False

@@ -17,6 +17,7 @@ from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem
 from anabranch.reason.prompts import messages as asked
 from anabranch.reason.solve import think
+from anabranch.serve.calls import new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Finish
 from anabranch.serve.hub import Served, strategy_of
@@ -99,7 +100,7 @@ class Thinking:
         """Think, and tell what happens."""
         spend = self.plan.budget
         whole = Budget(spend.tokens, min(spend.seconds or seconds, seconds))
-        run = Run(seed=seed, budget=whole.share(FORM_SHARE) if self.rule else whole, trace=self)
+        run = new_run(seed=seed, budget=whole.share(FORM_SHARE) if self.rule else whole, trace=self)
         tokens = await self.served.render(self._turns)
         cached = 0
 
@@ -121,7 +122,7 @@ class Thinking:
             await asyncio.gather(work, return_exceptions=True)
         answer = await work
         self.content, self.reasoning = answer.answer, answer.text
-        extra = Run(seed=seed, budget=whole)
+        extra = new_run(seed=seed, budget=whole)
         if self.rule is not None:
             await self._put_in_form(answer, extra)
         self._conclude(answer, run, extra, cached)
