@@ -31,6 +31,7 @@ from anabranch.serve.calls import Call, begin
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub
 from anabranch.serve.keys import Account, Allowance, Key, Keyring, new_key, read_keys
+from anabranch.serve.metrics import Metrics
 from anabranch.serve.settings import Settings
 from tests.serving import Running, serving
 
@@ -341,7 +342,7 @@ def test_places_go_to_who_holds_the_fewest() -> None:
         order: list[str] = []
 
         async def work(owner: Account) -> None:
-            begin(Call(owner, "id", "/", lambda _: None))
+            begin(Call(owner, "id", metrics=Metrics(), stopping=asyncio.Event()))
             async with admission.place():
                 order.append(owner.name)
                 await asyncio.sleep(0.001 * len(order))
@@ -368,7 +369,7 @@ def test_who_gives_up_waiting_leaves_no_trace() -> None:
         inside, leave = asyncio.Event(), asyncio.Event()
 
         async def work() -> None:
-            begin(Call(owner, "id", "/", lambda _: None))
+            begin(Call(owner, "id", metrics=Metrics(), stopping=asyncio.Event()))
             async with admission.place():
                 inside.set()
                 await leave.wait()

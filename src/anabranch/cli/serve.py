@@ -44,6 +44,7 @@ def serve(
 
         from anabranch.serve.app import create_app
         from anabranch.serve.hub import Hub
+        from anabranch.serve.logs import log_config
     except ModuleNotFoundError as error:
         raise InputError(
             f"serving needs {error.name}", fix="pip install 'anabranch[serve]'"
@@ -61,7 +62,8 @@ def serve(
         create_app(settings, Hub(loaders)),
         host=settings.host,
         port=settings.port,
-        log_level="info",
+        log_config=log_config(settings.log_level),
+        access_log=False,
         timeout_graceful_shutdown=30,
     )
 

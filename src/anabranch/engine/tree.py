@@ -138,12 +138,16 @@ class TokenTree:
     """All nodes and cursors of one model's cache.
 
     Roots are kept per cache scope; nothing is ever shared between scopes.
+
+    Attributes:
+        appended: tokens that cursors were ever moved over by `append`; `held` of them were in the
+            tree already.
     """
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self.roots: dict[str, Node] = {}
-        self.clock = 0
+        self.clock = self.appended = self.held = 0
 
     # ---- cursors -------------------------------------------------------------------------------
 
@@ -183,6 +187,8 @@ class TokenTree:
             held, done = held + run, done + run
         if done < len(tokens):
             self._grow(cursor, tokens[done:])
+        self.appended += len(tokens)
+        self.held += held
         return held
 
     def rewind(self, cursor: Cursor, position: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator
 
 from fastapi import FastAPI
@@ -12,10 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from anabranch import __version__
 from anabranch.serve import chat, completions, service
 from anabranch.serve.admission import Admission
+from anabranch.serve.calls import Call, begin
 from anabranch.serve.errors import Refusal, add_handlers
 from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
-from anabranch.serve.keys import keyring
+from anabranch.serve.keys import Account, keyring
+from anabranch.serve.logs import log_call
+from anabranch.serve.metrics import Metrics
 from anabranch.serve.settings import Settings
 
 
@@ -25,11 +29,15 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     Raises:
         InputError: no keys though others than this machine could ask, or a broken file of keys.
     """
+    metrics, stopping = Metrics(), asyncio.Event()
+    new_call = functools.partial(Call, metrics=metrics, stopping=stopping, on_end=log_call)
     keys = keyring(settings.keys, settings.host, share_cache=settings.share_cache)
+
+    nobody = keys.open or Account()
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
-        app.state.admission = Admission(settings.running, settings.waiting)
+        begin(new_call(nobody, "server"))  # whose what is done between requests is
         loading = asyncio.create_task(hub.load())
         try:
             yield
@@ -41,12 +49,16 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     app = FastAPI(
         title="Anabranch", version=__version__, lifespan=life, docs_url=None, redoc_url=None
     )
-    app.state.hub, app.state.settings = hub, settings
+    admission = Admission(settings.running, settings.waiting)
+    app.state.hub, app.state.settings, app.state.admission = hub, settings, admission
+    app.state.keys, app.state.metrics, app.state.stopping = keys, metrics, stopping
+    metrics.watch(hub, admission)
     add_handlers(app)
     app.add_middleware(BodyLimit, most=settings.body_bytes)
     for routes in (chat.routes, completions.routes, service.routes):
         app.include_router(routes)
-    app.add_middleware(Gate, keys=keys, on_end=lambda call: None)  # the last is the outermost
+    # The last one is the outermost.
+    app.add_middleware(Gate, keys=keys, call=new_call, nobody=nobody)
     return app
 
 

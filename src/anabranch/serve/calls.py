@@ -6,6 +6,7 @@ that routes need not hand it on. Programs are made by `new_run`, which counts wh
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 
 from anabranch.program.run import Run
 from anabranch.serve.keys import Account
+from anabranch.serve.metrics import Metrics
 
 _CURRENT: ContextVar[Call] = ContextVar("call")
 
@@ -25,28 +27,51 @@ class Call:
     Args:
         on_end: told when nothing is under way any more. A request that goes on in the background
             may begin anew after that, and ends again.
+        stopping: set when the server will wait for it no longer.
 
     Attributes:
         model, strategy, seed: as far as it has come to that.
-        began: seconds on the monotonic clock; `first`: when the first text was there.
+        status: of the response; `complete`: all of it was handed over.
+        seconds: since it came; `first`: until the first text was there.
         finishes: why its choices ended.
         prompt_tokens, tokens: used so far: of prompts, and drawn or given in replies.
     """
 
     def __init__(
-        self, account: Account, id: str, route: str, on_end: Callable[[Call], None]
+        self,
+        account: Account,
+        id: str,
+        *,
+        method: str = "",
+        route: str = "",
+        metrics: Metrics,
+        on_end: Callable[[Call], None] = lambda call: None,
+        stopping: asyncio.Event,
     ) -> None:
-        self.account, self.id, self.route, self._on_end = account, id, route, on_end
+        self.account, self.id, self.method, self.route = account, id, method, route
+        self.stopping = stopping
         self.model = ""
         self.strategy: str | None = None
         self.seed: int | None = None
-        self.status = 200
+        self.status, self.complete = 200, False
         self.finishes: Counter[str] = Counter()
         self.prompt_tokens = self.tokens = 0
-        self.began = time.monotonic()
         self.first: float | None = None
+        self._metrics, self._on_end = metrics, on_end
+        self._began = time.monotonic()
+        self._latest: dict[int, float] = {}
         self._runs: list[Run] = []
         self._held = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it came."""
+        return time.monotonic() - self._began
+
+    @property
+    def outcome(self) -> str | None:
+        """Why it ended: of several reasons, the one that most choices had; None: wrote nothing."""
+        return max(self.finishes, key=lambda reason: self.finishes[reason], default=None)
 
     @contextlib.contextmanager
     def under_way(self) -> Iterator[None]:
@@ -59,11 +84,21 @@ class Call:
             self.settle()
             self._held -= 1
             if not self._held:
-                self.account.calls.discard(self)
-                self._on_end(self)
-                self._runs.clear()
-                self.finishes.clear()
-                self.prompt_tokens = self.tokens = 0
+                self._end()
+
+    def _end(self) -> None:
+        self.account.calls.discard(self)
+        if self._runs:
+            if not self.complete:
+                self.finishes["abort"] += 1
+            for reason, count in (self.finishes or Counter(none=1)).items():
+                self._metrics.finished.labels(self.model, reason).inc(count)
+            self._metrics.whole.labels(self.model).observe(self.seconds)
+        self._on_end(self)
+        self._runs.clear()
+        self._latest.clear()
+        self.finishes.clear()
+        self.prompt_tokens = self.tokens = 0
 
     def new_run(self, **options: Any) -> Run:
         """See `new_run`."""
@@ -73,17 +108,37 @@ class Call:
         return run
 
     @property
+    def generated(self) -> bool:
+        """Whether it came to asking a model."""
+        return bool(self._runs)
+
+    @property
     def pending(self) -> int:
         """Tokens not charged yet, about: those of steps under way are known by their rows only."""
         rows = sum(run.cost.computed + run.cost.cached for run in self._runs)
         return max(0, rows - self.prompt_tokens - self.tokens)
 
     def settle(self) -> None:
-        """Charge the account with what was used since the last time."""
-        prompt = sum(run.prompt_tokens for run in self._runs)
-        tokens = sum(run.sampled_tokens + run.forced_tokens for run in self._runs)
-        self.account.charge(prompt - self.prompt_tokens + tokens - self.tokens)
-        self.prompt_tokens, self.tokens = prompt, tokens
+        """Count and charge what was used since the last time."""
+        prompt = sum(run.prompt_tokens for run in self._runs) - self.prompt_tokens
+        tokens = sum(run.sampled_tokens + run.forced_tokens for run in self._runs) - self.tokens
+        self.prompt_tokens += prompt
+        self.tokens += tokens
+        if prompt or tokens:
+            self.account.charge(prompt + tokens)
+            self._metrics.prompt_tokens.labels(self.model).inc(prompt)
+            self._metrics.tokens.labels(self.model).inc(tokens)
+
+    def wrote(self, choice: int | None = None) -> None:
+        """A text is there; of a choice, where these are written one token after the other."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now - self._began
+            self._metrics.first.labels(self.model).observe(self.first)
+        if choice is not None:
+            if choice in self._latest:
+                self._metrics.between.labels(self.model).observe(now - self._latest[choice])
+            self._latest[choice] = now
 
 
 def current() -> Call:

@@ -26,12 +26,14 @@ class Gate:
     browsers ask their user for. `/health` alone is open.
 
     Args:
-        on_end: told of every request that has ended.
+        call: makes a `Call` of an account, an id, `method` and `route`.
+        nobody: whose requests without a key are.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keyring, on_end: Callable[[Call], None]) -> None:
-        self.app, self.keys, self._on_end = app, keys, on_end
-        self._nobody = Account()
+    def __init__(
+        self, app: ASGIApp, keys: Keyring, call: Callable[..., Call], nobody: Account
+    ) -> None:
+        self.app, self.keys, self._call, self._nobody = app, keys, call, nobody
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -44,7 +46,9 @@ class Gate:
         told = headers.get("x-request-id", "")
         name = told if _ID.fullmatch(told) else f"req-{secrets.token_hex(12)}"
         account = self.keys.find(_key(headers))
-        call = Call(account or self._nobody, name, scope["path"], self._on_end)
+        call = self._call(
+            account or self._nobody, name, method=scope["method"], route=scope["path"]
+        )
         begin(call)
         started = False
 
@@ -54,6 +58,8 @@ class Gate:
                 started, call.status = True, message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                call.complete = True
 
         with call.under_way():
             try:

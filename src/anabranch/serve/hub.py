@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,10 @@ from anabranch.lm import LM
 from anabranch.program.engine import Engine
 from anabranch.program.registry import Named
 from anabranch.reason.registry import parse
+from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
+
+log = logging.getLogger("anabranch.serve")
 
 VIRTUAL = ("vote-4", "vote-16", "best-8", "beam-4", "adaptive-16", "pal-4")
 """Strategies that `/v1/models` offers behind a model's name, for clients that can say no more."""
@@ -69,6 +73,7 @@ class Hub:
                 self.models[name] = Served(name, lm)
         except Exception as error:
             self.fault = error
+            log.error("the model %s cannot be loaded: %s", name, error)
             raise
 
     def close(self) -> None:
@@ -93,6 +98,7 @@ class Hub:
             )
         if base not in self.models:
             raise Refusal(503, "the model is being loaded", code="loading", retry_after=2)
+        current().model = base
         return self.models[base], strategy_of(strategy) if strategy else None
 
     def names(self) -> list[tuple[str, Served]]:

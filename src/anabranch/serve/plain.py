@@ -9,7 +9,7 @@ from typing import Any
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.serve.calls import new_run
+from anabranch.serve.calls import current, new_run
 from anabranch.serve.generate import Ask, Delta, choices
 from anabranch.serve.hub import Served
 from anabranch.serve.wire import Sampled
@@ -28,6 +28,7 @@ class Plain:
         self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, seconds: float
     ) -> None:
         self.served, self.prompts, self.n, self.seed = served, prompts, n, seed
+        self.call = current()
         self.run = new_run(seed=seed, budget=Budget(seconds=seconds))
         self.cached = 0
 
@@ -37,6 +38,10 @@ class Plain:
             branches = [b for tokens in self.prompts for b in self.open(tokens).fork(self.n)]
             async with contextlib.aclosing(choices(branches, ask)) as written:
                 async for delta in written:
+                    if delta.text:
+                        self.call.wrote(delta.index)
+                    if delta.finish:
+                        self.call.finishes[delta.finish] += 1
                     yield delta
         finally:
             self.run.drop_all()

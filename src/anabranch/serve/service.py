@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field
 
 from anabranch.serve.errors import Refusal
@@ -39,6 +40,15 @@ async def health(request: Request) -> JSONResponse:
     if not hub.ready:
         raise Refusal(503, "models are being loaded", code="loading", retry_after=2)
     return JSONResponse({"status": "ok"})
+
+
+@routes.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    for account in request.app.state.keys.accounts.values():
+        for call in account.calls:
+            call.settle()
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @routes.get("/v1/models")

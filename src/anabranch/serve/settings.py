@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,7 @@ class Settings(BaseModel):
         keys: file of API keys; without one, only this machine can ask.
         share_cache: keys share computed prefixes, which lets each find out by the time that an
             answer takes whether another has asked the same.
+        log_level: least important that is logged.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,3 +34,4 @@ class Settings(BaseModel):
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     keys: Path | None = None
     share_cache: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

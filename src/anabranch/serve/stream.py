@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal, refusal_of
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ def events(chunks: AsyncGenerator[Any], *, done: bool = True) -> StreamingRespon
                 async for chunk in pinged:
                     yield f": {chunk}\n\n" if isinstance(chunk, str) else _data(chunk)
             except Exception as error:
+                current().finishes["error"] += 1
                 yield _data(refusal_of(error).body)
             else:
                 if done:

@@ -17,7 +17,7 @@ from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem
 from anabranch.reason.prompts import messages as asked
 from anabranch.reason.solve import think
-from anabranch.serve.calls import new_run
+from anabranch.serve.calls import current, new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Finish
 from anabranch.serve.hub import Served, strategy_of
@@ -85,6 +85,8 @@ class Thinking:
         if conversation[-1]["role"] != "user":
             raise Refusal(400, "a strategy needs a last message by the user", param="messages")
         self.plan, self.served, self.rule, self.limit = plan, served, rule, limit
+        self._call = current()
+        self._call.strategy = str(plan.strategy)
         *self._before, last = conversation
         above = "\n\n".join(f"{m['role'].title()}: {m['content']}" for m in self._before)
         self._problem = Problem(last["content"], context=above)
@@ -125,12 +127,14 @@ class Thinking:
         extra = new_run(seed=seed, budget=whole)
         if self.rule is not None:
             await self._put_in_form(answer, extra)
+        self._call.finishes[self.finish] += 1
         self._conclude(answer, run, extra, cached)
 
     def note(self, event: str, **fields: object) -> None:
         """See `Log`."""
         self._events.put_nowait(("trace", {"event": event, **fields}))
         if event == "extend" and fields["text"]:
+            self._call.wrote()
             self._events.put_nowait(("reasoning", f"[{fields['branch']}] {fields['text']}\n"))
         now = time.monotonic()
         if now - self._told >= PROGRESS_SECONDS:
