@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from platformdirs import user_data_path
 
 import anabranch
 from anabranch.cli.app import app
@@ -74,10 +75,10 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
 
     from anabranch.serve.settings import Settings
 
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"records": user_data_path("anabranch") / "records.db"}
     if config is not None:
         try:
-            told = tomllib.loads(config.read_text(encoding="utf-8"))
+            told |= tomllib.loads(config.read_text(encoding="utf-8"))
         except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{config} cannot be read: {error}") from None
     for name in Settings.model_fields:

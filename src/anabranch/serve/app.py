@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import AsyncGenerator
 
 from fastapi import FastAPI
@@ -17,9 +18,10 @@ from anabranch.serve.calls import Call, begin
 from anabranch.serve.errors import Refusal, add_handlers
 from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
-from anabranch.serve.keys import Account, keyring
+from anabranch.serve.keys import DAY, Account, Keyring, keyring
 from anabranch.serve.logs import log_call
 from anabranch.serve.metrics import Metrics
+from anabranch.serve.records import Records
 from anabranch.serve.settings import Settings
 
 
@@ -30,7 +32,16 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
         InputError: no keys though others than this machine could ask, or a broken file of keys.
     """
     metrics, stopping = Metrics(), asyncio.Event()
-    new_call = functools.partial(Call, metrics=metrics, stopping=stopping, on_end=log_call)
+    records: Records | None = None
+
+    def on_end(call: Call) -> None:
+        log_call(call)
+        if records is not None and call.generated:
+            records.add(call)
+
+    new_call = functools.partial(
+        Call, metrics=metrics, stopping=stopping, traced=settings.traces > 0, on_end=on_end
+    )
     keys = keyring(settings.keys, settings.host, share_cache=settings.share_cache)
 
     nobody = keys.open or Account()
@@ -38,6 +49,11 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
         begin(new_call(nobody, "server"))  # whose what is done between requests is
+        nonlocal records
+        if settings.records is not None:
+            records = Records(settings.records, settings.most_records, settings.traces)
+            await asyncio.to_thread(_recall, records, keys)
+        app.state.records = records
         loading = asyncio.create_task(hub.load())
         try:
             yield
@@ -45,6 +61,8 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             hub.close()
+            if records is not None:
+                await asyncio.to_thread(records.close)
 
     app = FastAPI(
         title="Anabranch", version=__version__, lifespan=life, docs_url=None, redoc_url=None
@@ -60,6 +78,14 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     # The last one is the outermost.
     app.add_middleware(Gate, keys=keys, call=new_call, nobody=nobody)
     return app
+
+
+def _recall(records: Records, keys: Keyring) -> None:
+    """Begin with what keys have used today, before the server was started again."""
+    records.open()
+    used = records.used_since(time.time() // DAY * DAY)
+    for name, account in keys.accounts.items():
+        account.charge(used.get(name, 0), span=DAY)
 
 
 class BodyLimit:

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from anabranch.program.run import Run
+from anabranch.program.trace import Trace
 from anabranch.serve.keys import Account
 from anabranch.serve.metrics import Metrics
 
@@ -28,12 +29,14 @@ class Call:
         on_end: told when nothing is under way any more. A request that goes on in the background
             may begin anew after that, and ends again.
         stopping: set when the server will wait for it no longer.
+        traced: whether its trace is to be kept.
 
     Attributes:
         model, strategy, seed: as far as it has come to that.
         status: of the response; `complete`: all of it was handed over.
         seconds: since it came; `first`: until the first text was there.
         finishes: why its choices ended.
+        trace: of its strategy, where it is kept.
         prompt_tokens, tokens: used so far: of prompts, and drawn or given in replies.
     """
 
@@ -47,9 +50,11 @@ class Call:
         metrics: Metrics,
         on_end: Callable[[Call], None] = lambda call: None,
         stopping: asyncio.Event,
+        traced: bool = False,
     ) -> None:
         self.account, self.id, self.method, self.route = account, id, method, route
-        self.stopping = stopping
+        self.stopping, self.traced = stopping, traced
+        self.trace: Trace | None = None
         self.model = ""
         self.strategy: str | None = None
         self.seed: int | None = None
@@ -97,6 +102,7 @@ class Call:
         self._on_end(self)
         self._runs.clear()
         self._latest.clear()
+        self.trace = None
         self.finishes.clear()
         self.prompt_tokens = self.tokens = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -20,6 +20,9 @@ class Settings(BaseModel):
         keys: file of API keys; without one, only this machine can ask.
         share_cache: keys share computed prefixes, which lets each find out by the time that an
             answer takes whether another has asked the same.
+        records: SQLite file of requests and what they cost, without text; empty: none is kept.
+        most_records: rows of it; older ones are dropped.
+        traces: of the newest of them, how many keep the trace of their strategy, with its text.
         log_level: least important that is logged.
     """
 
@@ -34,4 +37,7 @@ class Settings(BaseModel):
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     keys: Path | None = None
     share_cache: bool = False
+    records: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
+    most_records: Annotated[int, Field(ge=1, le=1 << 32)] = 100_000
+    traces: Annotated[int, Field(ge=0, le=1 << 32)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -103,6 +103,8 @@ class Thinking:
         spend = self.plan.budget
         whole = Budget(spend.tokens, min(spend.seconds or seconds, seconds))
         run = new_run(seed=seed, budget=whole.share(FORM_SHARE) if self.rule else whole, trace=self)
+        if self._call.traced:
+            self._call.trace = self.served.lm.trace(None, self.plan.strategy, whole, seed)
         tokens = await self.served.render(self._turns)
         cached = 0
 
@@ -132,6 +134,8 @@ class Thinking:
 
     def note(self, event: str, **fields: object) -> None:
         """See `Log`."""
+        if self._call.trace is not None:
+            self._call.trace.note(event, **fields)
         self._events.put_nowait(("trace", {"event": event, **fields}))
         if event == "extend" and fields["text"]:
             self._call.wrote()
