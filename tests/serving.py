@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import socket
 import threading
@@ -11,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import openai
-import uvicorn
 
 from anabranch.lm import LM
 from anabranch.serve.app import create_app
 from anabranch.serve.hub import Hub
+from anabranch.serve.server import Server
 from anabranch.serve.settings import Settings
 from tests.scripted import Rule, scripted_lm
 
@@ -27,6 +28,7 @@ class Running:
     url: str
     hub: Hub
     lm: LM
+    stopping: asyncio.Event
 
     @functools.cached_property
     def client(self) -> openai.OpenAI:
@@ -63,7 +65,7 @@ def serving(
         wait: called while the model is loaded; the server is then given before it is.
     """
     lm = scripted_lm(rule)
-    told = Settings.model_validate({"models": ["scripted"], "port": 0, **settings})
+    told = Settings.model_validate({"models": ["scripted"], "log_level": "warning", **settings})
 
     def load() -> LM:
         if wait is not None:
@@ -72,11 +74,12 @@ def serving(
 
     hub = Hub({"scripted": load})
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(create_app(told, hub), log_level="warning")
-        server = uvicorn.Server(config)
+        app = create_app(told, hub)
+        server = Server(app, told)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", hub, lm)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        running = Running(url, hub, lm, app.state.stopping)
         try:
             while not (server.started and (wait or hub.ready)):
                 assert thread.is_alive()

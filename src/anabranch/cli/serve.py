@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tomllib
@@ -41,11 +42,10 @@ def serve(
 ) -> None:
     """Serve models to OpenAI's clients. Flags win over ANABRANCH_SERVE_*, these over the file."""
     try:
-        import uvicorn
-
         from anabranch.serve.app import create_app
         from anabranch.serve.hub import Hub
-        from anabranch.serve.logs import log_config
+        from anabranch.serve.logs import set_up
+        from anabranch.serve.server import Server
     except ModuleNotFoundError as error:
         raise InputError(
             f"serving needs {error.name}", fix="pip install 'anabranch[serve]'"
@@ -59,14 +59,12 @@ def serve(
         _served_name(name): functools.partial(anabranch.load, name, **options)
         for name in settings.models
     }
-    uvicorn.run(
-        create_app(settings, Hub(loaders)),
-        host=settings.host,
-        port=settings.port,
-        log_config=log_config(settings.log_level),
-        access_log=False,
-        timeout_graceful_shutdown=30,
-    )
+    set_up(settings.log_level)
+    server = Server(create_app(settings, Hub(loaders)), settings)
+    with contextlib.suppress(KeyboardInterrupt):  # it has ended by then
+        server.run()
+    if not server.started:
+        raise typer.Exit(1)  # the log says why
 
 
 def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:

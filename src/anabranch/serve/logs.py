@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import time
 import traceback
 from typing import Any
@@ -41,9 +42,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(told, default=str)
 
 
-def log_config(level: str) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: all of the server's logs on stderr."""
-    return {
+def set_up(level: str) -> None:
+    """Send all of this process's logs to stderr."""
+    config = {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": JsonLines}},
@@ -51,6 +52,7 @@ def log_config(level: str) -> dict[str, Any]:
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {name: {"level": level.upper()} for name in ("anabranch", "uvicorn")},
     }
+    logging.config.dictConfig(config)
 
 
 def log_call(call: Call) -> None:

@@ -23,6 +23,8 @@ class Settings(BaseModel):
         records: SQLite file of requests and what they cost, without text; empty: none is kept.
         most_records: rows of it; older ones are dropped.
         traces: of the newest of them, how many keep the trace of their strategy, with its text.
+        grace: seconds that requests under way have to end when the server is stopped.
+        tls_cert, tls_key: PEM files, for HTTPS.
         log_level: least important that is logged.
     """
 
@@ -40,4 +42,7 @@ class Settings(BaseModel):
     records: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
     most_records: Annotated[int, Field(ge=1, le=1 << 32)] = 100_000
     traces: Annotated[int, Field(ge=0, le=1 << 32)] = 0
+    grace: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
