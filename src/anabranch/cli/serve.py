@@ -73,7 +73,7 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
 
     from anabranch.serve.settings import Settings
 
-    told: dict[str, Any] = {"records": user_data_path("anabranch") / "records.db"}
+    told: dict[str, Any] = {"records": user_data_path("anabranch", appauthor=False) / "records.db"}
     if config is not None:
         try:
             told |= tomllib.loads(config.read_text(encoding="utf-8"))
