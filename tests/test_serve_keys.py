@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from anabranch import serve
 from anabranch.cli.main import app as cli
 from anabranch.engine.scheduler import FairShare
 from anabranch.errors import InputError, ResourceError
+from anabranch.program.engine import Engine
 from anabranch.serve.admission import Admission
 from anabranch.serve.app import create_app
 from anabranch.serve.calls import Call, begin
@@ -33,6 +35,7 @@ from anabranch.serve.hub import Hub
 from anabranch.serve.keys import Account, Allowance, Key, Keyring, new_key, read_keys
 from anabranch.serve.metrics import Metrics
 from anabranch.serve.settings import Settings
+from tests.scripted import scripted
 from tests.serving import Running, serving
 
 TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
@@ -392,3 +395,37 @@ def test_who_gives_up_waiting_leaves_no_trace() -> None:
         assert (admission.running, admission.waiting, owner.running) == (0, 0, 0)
 
     asyncio.run(main())
+
+
+# ---- what a name can do --------------------------------------------------------------------------
+
+
+def test_a_judge_loads_only_models_that_the_server_allows() -> None:
+    def asked(server: Running, model: str) -> str:
+        judge = f'reward(model="{model}")'
+        return str(
+            server.client.chat.completions.create(
+                model="scripted",
+                messages=ASKED,
+                extra_body={"anabranch": {"strategy": "beam(width=2)", "judge": judge, "seed": 1}},
+            ).model_extra
+        )
+
+    loaded: list[str] = []
+    other = scripted(TWO)
+    gate = threading.Event()
+    with serving(TWO, loadable=["good"], wait=lambda: gate.wait(10)) as server:
+
+        def load(model: str) -> Engine:
+            loaded.append(model)
+            return other
+
+        server.lm.engine.loader = load
+        gate.set()
+        while not server.hub.ready:
+            time.sleep(0.005)
+        assert "cannot load this model" in asked(server, "/etc/passwd")
+        assert loaded == []
+        assert "cannot load this model" not in asked(server, "good")
+        assert loaded == ["good"]
+        assert isinstance(other.core.policy, FairShare)

@@ -104,6 +104,28 @@ def test_requests_that_run_and_wait_are_seen_while_they_do() -> None:
         assert figure(server, "num_requests_running") == 0
 
 
+def test_who_leaves_and_what_fails_is_counted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(endless) as server:
+        body = json.dumps({"model": "scripted", "messages": ASKED}).encode()
+        netloc = urlsplit(server.url).netloc
+        with contextlib.closing(http.client.HTTPConnection(netloc, timeout=10)) as connection:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            while not server.lm.engine.core.requests:
+                time.sleep(0.005)
+        server.until_idle()
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError
+
+        monkeypatch.setattr(server.lm.engine.core, "compute", fail)
+        with pytest.raises(openai.InternalServerError):
+            server.client.chat.completions.create(model="scripted", messages=ASKED)
+        for reason in ("abort", "error"):
+            assert figure(server, "request_success_total", finished_reason=reason, **MODEL) == 1
+        assert figure(server, "request_success_total", finished_reason="none", **MODEL) == 0
+
+
 def test_names_that_clients_make_up_make_no_figures() -> None:
     with serving(TWO) as server:
         for name in ("walrus", "scripted:walrus"):

@@ -20,6 +20,7 @@ from anabranch.errors import InputError
 if TYPE_CHECKING:
     from anabranch.serve.settings import Settings
 
+LISTS = ("models", "loadable")
 PREFIX = "ANABRANCH_SERVE_"
 
 
@@ -60,7 +61,7 @@ def serve(
         for name in settings.models
     }
     set_up(settings.log_level)
-    server = Server(create_app(settings, Hub(loaders)), settings)
+    server = Server(create_app(settings, Hub(loaders, settings.loadable)), settings)
     with contextlib.suppress(KeyboardInterrupt):  # it has ended by then
         server.run()
     if not server.started:
@@ -81,7 +82,7 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
             raise InputError(f"{config} cannot be read: {error}") from None
     for name in Settings.model_fields:
         if (value := os.environ.get(PREFIX + name.upper())) is not None:
-            told[name] = value.split(",") if name == "models" else value
+            told[name] = value.split(",") if name in LISTS else value
     told |= {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings.model_validate(told)

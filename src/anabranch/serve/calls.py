@@ -94,8 +94,10 @@ class Call:
     def _end(self) -> None:
         self.account.calls.discard(self)
         if self._runs:
-            if not self.complete:
+            if not self.complete or self.status == 499:
                 self.finishes["abort"] += 1
+            elif self.status >= 400:
+                self.finishes["error"] += 1
             for reason, count in (self.finishes or Counter(none=1)).items():
                 self._metrics.finished.labels(self.model, reason).inc(count)
             self._metrics.whole.labels(self.model).observe(self.seconds)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from anabranch.engine.scheduler import FairShare
@@ -52,10 +52,13 @@ class Hub:
 
     Args:
         loaders: by name, what loads each; run beside the event loop, one after the other.
+        loadable: other models that strategies and judges may load when they are asked for.
     """
 
-    def __init__(self, loaders: Mapping[str, Callable[[], LM]]) -> None:
-        self._loaders = dict(loaders)
+    def __init__(
+        self, loaders: Mapping[str, Callable[[], LM]], loadable: Collection[str] = ()
+    ) -> None:
+        self._loaders, self._loadable = dict(loaders), loadable
         self.models: dict[str, Served] = {}
         self.fault: Exception | None = None
 
@@ -69,7 +72,7 @@ class Hub:
         try:
             for name, load in self._loaders.items():
                 lm = await asyncio.to_thread(load)
-                _share_fairly(lm.engine)
+                _share_fairly(lm.engine, self._loadable)
                 self.models[name] = Served(name, lm)
         except Exception as error:
             self.fault = error
@@ -110,11 +113,23 @@ class Hub:
         ]
 
 
-def _share_fairly(engine: Engine) -> Engine:
-    """Let keys have equal shares of it, and of what it loads."""
+def _share_fairly(engine: Engine, loadable: Collection[str]) -> Engine:
+    """Let keys have equal shares of it, and of what it may load: a name from a client must neither
+    read any file nor fill the memory."""
     engine.core.policy = FairShare()
-    if (load := engine.loader) is not None:
-        engine.loader = lambda model: _share_fairly(load(model))
+    load = engine.loader
+
+    def load_allowed(model: str) -> Engine:
+        if load is None or model not in loadable:
+            raise InputError(
+                "strategies and judges cannot load this model here",
+                got=model,
+                allowed=", ".join(loadable) or "none",
+                fix="whoever runs the server can name it in the setting `loadable`",
+            )
+        return _share_fairly(load(model), loadable)
+
+    engine.loader = load_allowed
     return engine
 
 

@@ -13,6 +13,8 @@ class Settings(BaseModel):
 
     Attributes:
         models: names, files or folders to serve.
+        loadable: further models that requests may let strategies and judges load, as in
+            `reward(model=...)`; they stay in memory.
         running: requests that generate at the same time.
         waiting: requests that may wait for that; more are refused.
         body_bytes: largest body of a request.
@@ -31,6 +33,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: Annotated[list[str], Field(min_length=1, max_length=16)] = ["qwen2.5-coder-0.5b"]
+    loadable: Annotated[list[str], Field(max_length=16)] = []
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     running: Annotated[int, Field(ge=1, le=4096)] = 64
