@@ -14,7 +14,7 @@ from typing import Any
 from anabranch.bench.attempts import brief
 from anabranch.bench.records import Records
 from anabranch.bench.summary import Line, lines
-from anabranch.cli.strategies import TOLD, describe
+from anabranch.cli.strategies import TOLD
 from anabranch.program.registry import Entry
 from anabranch.reason.registry import strategies
 from anabranch.tasks.registry import parse, tasks
@@ -46,7 +46,7 @@ difficulty, that parameter makes its problems harder as it grows. This page is w
 
 def section(entry: Entry, measured: dict[str, str]) -> str:
     """One entry: what it does, where it comes from, what it takes, what it came to."""
-    told = describe(entry)
+    told = entry.describe()
     rows = [f"| `{p['name']}` | `{p['default']}` | {p['allowed']} |" for p in told["parameters"]]
     table = ["| parameter | default | allowed |", "|---|---|---|", *rows, ""] if rows else []
     parts = [f"### `{told['name']}`", "", told["summary"], "", told["about"], ""]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import socket
 import threading
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import openai
+from fastapi import FastAPI
 
 from anabranch.lm import LM
 from anabranch.serve.app import create_app
@@ -28,7 +28,7 @@ class Running:
     url: str
     hub: Hub
     lm: LM
-    stopping: asyncio.Event
+    app: FastAPI
 
     @functools.cached_property
     def client(self) -> openai.OpenAI:
@@ -79,7 +79,7 @@ def serving(
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        running = Running(url, hub, lm, app.state.stopping)
+        running = Running(url, hub, lm, app)
         try:
             while not (server.started and (wait or hub.ready)):
                 assert thread.is_alive()

@@ -15,7 +15,7 @@ LAYERS = [
     "models",
     "engine",
     "program",
-    "verify tools",
+    "verify tools remote",
     "reason",
     "tasks",
     "lm",

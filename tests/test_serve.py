@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
+from typer.testing import CliRunner
 
+from anabranch.cli.main import app
 from anabranch.errors import ResourceError
 from tests.serving import Running, serving
 
@@ -433,3 +435,18 @@ def test_who_leaves_frees_the_branches(options: dict[str, Any]) -> None:
                 time.sleep(0.005)
         running.until_idle()
         assert running.lm.engine.core.stats.passes < 5000  # 65,000 positions were to be had
+
+
+# ---- who may ask ---------------------------------------------------------------------------------
+
+
+def test_names_that_point_here_from_elsewhere_are_refused(server: Running) -> None:
+    with connected(server) as connection:
+        connection.request("GET", "/v1/models", headers={"Host": "elsewhere.example"})
+        assert connection.getresponse().status == 403
+
+
+def test_the_server_listens_to_this_machine_only() -> None:
+    told = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
+    assert told.exit_code == 2
+    assert "this machine only" in told.stderr

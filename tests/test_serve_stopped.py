@@ -166,7 +166,7 @@ def test_who_waits_for_a_place_is_told_too() -> None:
         )
         next(iter(holding))
         for stream in (False, True):
-            server.stopping.set()
+            server.app.state.stopping.set()
             with pytest.raises(openai.InternalServerError) as told:
                 server.client.chat.completions.create(
                     model="scripted", messages=ASKED, stream=stream

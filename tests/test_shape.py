@@ -155,6 +155,13 @@ def test_a_grammar_that_cannot_be_read_says_so(rule) -> None:  # type: ignore[no
         run(engine, extend(engine, allow=rule))
 
 
+def test_a_grammar_too_complex_to_go_on_with_says_so() -> None:
+    engine = scripted({"a": 1.0})
+    with pytest.raises(InputError, match="too complex"):
+        run(engine, extend(engine, allow=regex("(a{1000}){1000}")))
+    assert run(engine, extend(engine)).text == "a"
+
+
 def test_a_predicate_that_raises_fails_its_branch_alone() -> None:
     def broken(text: str) -> bool:
         raise RuntimeError("mine")

@@ -13,16 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anabranch.lm import LM, load
+    from anabranch.lm import LM, connect, load
 
 __version__ = "0.1.0"
 
-__all__ = ["LM", "__version__", "load"]
+__all__ = ["LM", "__version__", "connect", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # Late, so that `import anabranch` stays free of backends and models.
-    if name in ("LM", "load"):
+    if name in ("LM", "connect", "load"):
         from anabranch import lm
 
         return getattr(lm, name)

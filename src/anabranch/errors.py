@@ -5,7 +5,8 @@
     │   └── ContextError      prompt and limits do not fit the model's context
     ├── ModelError            the model or its files are at fault  (exit code 3)
     │   ├── FileFormatError   a file is not what it claims to be
-    │   ├── UnsupportedError  a valid file that this version cannot run
+    │   ├── UnsupportedError  a valid file that this version cannot run, or what an endpoint lacks
+    │   ├── RemoteError       an endpoint failed, or said what it should not
     │   └── DownloadError     the weights could not be had
     └── ResourceError         memory, disk or threads ran out      (exit code 4)
 
@@ -75,7 +76,11 @@ class FileFormatError(ModelError):
 
 
 class UnsupportedError(ModelError):
-    """A valid file that this version cannot run."""
+    """A valid file that this version cannot run, or something that a remote endpoint lacks."""
+
+
+class RemoteError(ModelError):
+    """A remote endpoint failed, refused, or said what it should not."""
 
 
 class DownloadError(ModelError):

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from anabranch import __version__
 from anabranch.backends.base import STORAGE_BYTES, Backend, Storage
 from anabranch.engine.core import EngineCore
-from anabranch.errors import FileFormatError, InputError, ResourceError, unknown_name
+from anabranch.errors import (
+    FileFormatError,
+    InputError,
+    ResourceError,
+    check_range,
+    unknown_name,
+)
 from anabranch.machine import available_memory, give_back_memory
 from anabranch.models.decoder import Decoder
 from anabranch.models.files import open_model
@@ -32,6 +39,9 @@ from anabranch.reason.solve import think
 
 T = TypeVar("T")
 
+KEY_ENV = "ANABRANCH_API_KEY"
+"""The environment variable that holds an endpoint's key."""
+
 BACKENDS = ("native", "reference")
 KV_SHARE, KV_MOST = 0.25, 4 << 30
 """Default memory for keys and values: this share of what is available, at most this many bytes."""
@@ -46,12 +56,16 @@ def load(
     kv_memory: int | None = None,
     max_rows: int = 256,
     offline: bool = False,
+    key_env: str = KEY_ENV,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> LM:
     """Load a model, fetching it first if it is a registered name and not here yet.
 
+    A URL connects to an OpenAI-compatible endpoint: see `connect`.
+
     Args:
-        model: a name from `anabranch models`, a GGUF file, or a safetensors folder.
+        model: a name from `anabranch models`, a GGUF file, a safetensors folder, or a URL such as
+            "http://127.0.0.1:8080/v1", with "#NAME" for one of several models there.
         backend: "native" (C++) or "reference" (numpy, slow, float32).
         threads: threads of the native backend; default: the cores this process may use.
         kv: how keys and values are kept: "f32", or "bf16", rounded: half the memory and half the
@@ -60,6 +74,7 @@ def load(
             4 GiB.
         max_rows: most rows (tokens) in one forward pass.
         offline: never reach for the network.
+        key_env: the environment variable that holds an endpoint's key.
         progress: told of (done, total, phase): bytes while fetching, parameters while loading.
 
     Raises:
@@ -67,6 +82,13 @@ def load(
         ModelError: the files cannot be had, are broken, or need what this version cannot do.
         ResourceError: it does not fit into memory; said before anything large is read.
     """
+    if is_url(str(model)):
+        local = {"backend": "native", "threads": None, "kv": "f32", "kv_memory": None}
+        given = {"backend": backend, "threads": threads, "kv": kv, "kv_memory": kv_memory}
+        if given != local or offline:
+            said = [*(k for k, v in given.items() if v != local[k]), *(["offline"] * offline)]
+            raise InputError("an option for local models", got=", ".join(said), fix="leave it out")
+        return connect(str(model), key_env=key_env)
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
     if kv not in STORAGE_BYTES:
@@ -94,6 +116,57 @@ def load(
     options: dict[str, Any] = {"backend": backend, "threads": threads, "kv": kv}
     engine.loader = lambda other: load(other, **options, offline=offline).engine
     return LM(engine, name, fingerprint)
+
+
+def is_url(model: str) -> bool:
+    """Whether a model's text is the URL of an endpoint."""
+    return model.lower().startswith(("http://", "https://"))
+
+
+def connect(
+    url: str,
+    *,
+    model: str | None = None,
+    key_env: str = KEY_ENV,
+    api: Literal["completions", "chat"] | None = None,
+    connections: int = 8,
+    timeout: float = 120.0,
+) -> LM:
+    """A model behind an OpenAI-compatible endpoint, which is asked what it can do.
+
+    docs/remote.md says which strategies need what of an endpoint.
+
+    Args:
+        url: its base, such as "http://127.0.0.1:8080/v1"; "#NAME" names a model.
+        model: likewise; default: the only one there is.
+        key_env: the environment variable that holds the key, if it needs one.
+        api: use this API; default: whichever can do more.
+        connections: most requests under way at a time.
+        timeout: seconds to wait for the next bytes of a reply.
+
+    Raises:
+        InputError: not such a URL, or no such model.
+        RemoteError: it cannot be reached, refuses the key, or is no such endpoint.
+    """
+    # Imported late: local models need no HTTP.
+    from anabranch.remote.endpoint import Endpoint
+    from anabranch.remote.engine import RemoteEngine
+    from anabranch.remote.wire import Wire
+
+    if api not in (None, "completions", "chat"):
+        raise unknown_name("api", str(api), ("completions", "chat"))
+    check_range("connections", connections, 1, 1024)
+    check_range("timeout", timeout, 0, 86_400, low_open=True)
+    base, _, named = url.partition("#")
+    key = os.environ.get(key_env, "").strip()
+    if not key and key_env != KEY_ENV:
+        raise InputError("the environment variable for the key is not set", got=key_env)
+    wire = Wire(base, key, connections=connections, timeout=timeout)
+    endpoint = Endpoint(wire, model or named or None)
+    run_to_end(endpoint.detect(api))
+    engine = RemoteEngine(endpoint)
+    engine.loader = lambda other: load(other, key_env=key_env).engine
+    return LM(engine, endpoint.model, f"remote:{wire.url}#{endpoint.model}")
 
 
 class LM:
@@ -131,12 +204,7 @@ class LM:
 
         texts = lm.run(program())
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(program)
-        with ThreadPoolExecutor(1) as helper:
-            return helper.submit(asyncio.run, program).result()
+        return run_to_end(program)
 
     def solve(self, problem: str | Problem, strategy: str = "vote", **options: Any) -> Answer:
         """Answer a problem by a strategy: `think`, run to its end."""
@@ -226,6 +294,16 @@ class LM:
 
     def _root(self, problem: Problem, run: Run) -> Branch:
         return self.engine.open(messages(problem), seed=run.seed, run=run)
+
+
+def run_to_end(program: Coroutine[Any, Any, T]) -> T:
+    """Run an asynchronous program, in a thread of its own inside a running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(program)
+    with ThreadPoolExecutor(1) as helper:
+        return helper.submit(asyncio.run, program).result()
 
 
 def _backend(name: str, threads: int | None) -> Backend:

@@ -10,7 +10,7 @@ from typing import Any
 import anabranch
 from anabranch.bench.simulated import SIMULATED
 from anabranch.errors import InputError, unknown_name
-from anabranch.lm import LM
+from anabranch.lm import LM, is_url
 from anabranch.models.registry import known
 
 
@@ -19,12 +19,17 @@ def check_model(text: str) -> None:
     names = [model.name for model in known()]
     if _is_simulated(text):
         SIMULATED.parse(text)
-    elif text not in names and not (text and os.path.exists(os.path.expanduser(text))):
+    elif (
+        text not in names
+        and not is_url(text)
+        and not (text and os.path.exists(os.path.expanduser(text)))
+    ):
         nearest = unknown_name("model", text, [*names, *_simulated()])
         raise InputError(
             "unknown model",
             got=text,
-            allowed=f"{nearest.allowed}, or a path to a .gguf file or a safetensors folder",
+            allowed=f"{nearest.allowed}, or a path to a .gguf file or a safetensors folder, "
+            "or the URL of an endpoint",
             fix=nearest.fix,
         )
 
@@ -53,7 +58,7 @@ def parameters(lm: LM) -> int | None:
     A table that tokens are only looked up in does not count.
     """
     config = lm.engine.core.decoder.config
-    if config.architecture == "scripted":
+    if config.architecture in ("scripted", "remote"):
         return None
     shapes = config.weight_shapes()
     if not config.tied:

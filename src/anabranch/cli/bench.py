@@ -39,7 +39,13 @@ from anabranch.bench.summary import (
 from anabranch.cli.app import app
 from anabranch.cli.options import KV, Offline, Threads
 from anabranch.cli.terminal import print_json, print_table, show_progress
-from anabranch.errors import AnabranchError, InputError, check_range, unknown_name
+from anabranch.errors import (
+    AnabranchError,
+    InputError,
+    UnsupportedError,
+    check_range,
+    unknown_name,
+)
 from anabranch.reason.registry import parse as parse_strategy
 from anabranch.tasks.registry import parse as parse_task
 
@@ -164,8 +170,11 @@ def run_grid(
         raise stopped
     if page and attempts and not as_json:
         folder = out.with_name(f"{out.stem}-report")
-        for path in write_report(attempts, folder, provenance=merged(sessions)):
-            print(path)
+        try:
+            for path in write_report(attempts, folder, provenance=merged(sessions)):
+                print(path)
+        except UnsupportedError as error:  # the results are kept, and a page can be made later
+            print(f"note: no page: {error}")
 
 
 def _grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:

@@ -60,8 +60,8 @@ def serve(
         _served_name(name): functools.partial(anabranch.load, name, **options)
         for name in settings.models
     }
-    set_up(settings.log_level)
     server = Server(create_app(settings, Hub(loaders, settings.loadable)), settings)
+    set_up(settings.log_level)
     with contextlib.suppress(KeyboardInterrupt):  # it has ended by then
         server.run()
     if not server.started:

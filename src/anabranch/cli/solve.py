@@ -21,6 +21,7 @@ from anabranch.cli.draw import clean, draw_tree, plain_console, snippet
 from anabranch.cli.options import (
     DEFAULT_MODEL,
     KV,
+    KeyEnv,
     Model,
     Offline,
     Seed,
@@ -77,6 +78,7 @@ def solve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the answer.")] = False,
     offline: Offline = False,
+    key_env: KeyEnv = "ANABRANCH_API_KEY",
 ) -> None:
     """Answer a problem by thinking in branches."""
     given = {"n": n, "temperature": temperature, "max_tokens": max_tokens}
@@ -87,7 +89,9 @@ def solve(
     limit = Budget(budget, seconds)
     _check_writable(trace)
     with (
-        load_model(model, threads=threads, kv=kv, offline=offline, quiet=quiet) as lm,
+        load_model(
+            model, threads=threads, kv=kv, offline=offline, key_env=key_env, quiet=quiet
+        ) as lm,
         Trace() if trace is None else lm.trace(trace, named, limit, seed) as log,
         _view(as_json, quiet) as view,
     ):

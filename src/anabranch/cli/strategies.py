@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.console import Console
 from anabranch.cli.app import app
 from anabranch.cli.terminal import print_json, print_table
 from anabranch.errors import unknown_name
-from anabranch.program.registry import Entry, OneOf, Parameter, Part, Text
+from anabranch.program.registry import Entry
 from anabranch.reason.registry import strategies as all_strategies
 from anabranch.verify.registry import judges as all_judges
 
@@ -20,8 +20,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 TOLD = {"cost": "Costs", "use": "Use it", "difficulty": "Difficulty", "counts": "It counts"}
 """What kinds may say of their entries besides, and how it is introduced."""
-
-_LISTS = {"strategy": "strategies", "judge": "judges", "task": "tasks"}
 
 
 @app.command()
@@ -41,8 +39,8 @@ def _show(kind: str, entries: list[Entry], name: str, as_json: bool) -> None:
     if name and name not in known:
         raise unknown_name(kind, name, known)
     if as_json:
-        told = [describe(entry) for entry in entries]
-        print_json(told if not name else describe(known[name]))
+        told = [entry.describe() for entry in entries]
+        print_json(told if not name else known[name].describe())
     elif name:
         tell_entry(known[name])
     else:
@@ -66,33 +64,5 @@ def tell_entry(entry: Entry) -> None:
         if entry.extra.get(field):
             print(f"{title}: {entry.extra[field]}")
     print()
-    rows = [(p.name, f"{p.default}", _allowed(p)) for p in entry.parameters.values()]
+    rows = [(p.name, f"{p.default}", p.allowed) for p in entry.parameters.values()]
     print_table(("parameter", "default", "allowed"), rows)
-
-
-def _allowed(parameter: Parameter) -> str:
-    limits = parameter.limits
-    if isinstance(limits, Part):
-        return f"one of `anabranch {_LISTS[limits.kind]}`"
-    if isinstance(limits, OneOf):
-        return ", ".join(limits)
-    if isinstance(limits, Text):
-        return f"text of up to {limits.longest} characters"
-    kind = "whole number" if parameter.kind is int else "number"
-    begin = "above" if limits.low_open else "from"
-    return f"{kind} {begin} {limits.low:.12g} to {limits.high:.12g}"
-
-
-def describe(entry: Entry) -> dict[str, Any]:
-    """Everything that is registered about a strategy or judge."""
-    return {
-        "name": entry.name,
-        "summary": entry.summary,
-        "paper": entry.paper,
-        **{field: entry.extra[field] for field in TOLD if entry.extra.get(field)},
-        "about": inspect.getdoc(entry.make) or "",
-        "parameters": [
-            {"name": p.name, "default": p.default, "allowed": _allowed(p)}
-            for p in entry.parameters.values()
-        ],
-    }

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from anabranch.cli.app import app
-from anabranch.cli.strategies import AsJson, describe, list_entries, tell_entry
+from anabranch.cli.strategies import AsJson, list_entries, tell_entry
 from anabranch.cli.terminal import print_json
 from anabranch.errors import AnabranchError
 from anabranch.tasks.registry import Posed, parse, problems
@@ -27,7 +27,7 @@ def tasks(task: Task = "", seed: Seed = 0, as_json: AsJson = False) -> None:
     """List tasks, or say what one takes and show two of its problems."""
     if not task:
         if as_json:
-            print_json([describe(entry) for entry in all_tasks()])
+            print_json([entry.describe() for entry in all_tasks()])
         else:
             list_entries(all_tasks())
         return
@@ -36,7 +36,7 @@ def tasks(task: Task = "", seed: Seed = 0, as_json: AsJson = False) -> None:
     if why is not None and task.strip() != named.entry.name:
         raise why  # some tasks cannot do without parameters
     if as_json:
-        print_json({**describe(named.entry), "samples": [_shown(posed) for posed in samples]})
+        print_json({**named.entry.describe(), "samples": [_shown(posed) for posed in samples]})
         return
     tell_entry(named.entry)
     if why is not None:

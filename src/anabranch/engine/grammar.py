@@ -104,8 +104,12 @@ class _Parsed:
 
     def next(self, token: int) -> _Parsed:
         after = self._matcher.deep_copy()
-        consumed = after.consume_token(token)
-        assert consumed, after.get_error()
+        if not after.consume_token(token):
+            raise InputError(
+                "the grammar is too complex for the text so far",
+                got=after.get_error().partition("\n")[0],
+                fix="use smaller counts of repetition",
+            )
         return _Parsed(after, self._vocab)
 
     def done(self) -> bool:

@@ -158,7 +158,13 @@ class Draw(Request):
             to stop.
         prompt_end: first position that presence and frequency penalties count.
         top: see `Request`.
+
+    Attributes:
+        most: tokens after which `on_token` stops at the latest, for engines that draw several in
+            one go.
     """
+
+    most = 1
 
     def __init__(
         self,

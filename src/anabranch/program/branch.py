@@ -124,14 +124,18 @@ class Branch:
         children = [self._child(position) for _ in range(1 if n is None else n)]
         return children[0] if n is None else children
 
-    def drop(self, reason: str = "") -> None:
+    def drop(self, reason: str = "", *, forget: bool = False) -> None:
         """End the branch and unpin its pages. Dropping twice is harmless.
 
         An operation still pending on it returns with `stop="dead"`.
+
+        Args:
+            forget: do not keep its text.
         """
         if not self.live:
             return
-        self.live, self._said = False, self._cursor.path(self._prompt_end)
+        self.live = False
+        self._said = [] if forget else self._cursor.path(self._prompt_end)
         self.run.live.discard(self)
         self.engine.activity += 1
         if self._pending is not None:
@@ -363,11 +367,11 @@ class Branch:
         budget = self.run.budget
         room = self.engine.core.capacity - max(b._cursor.position for b in members)
         wanted = min(limit, room)
-        writer = _Writer(self, stop_at, on_piece)
+        writer = _Writer(self, stop_at, _told(on_piece, self))
         request = Draw(self._cursor, sampling, writer.draw, prompt_end=self._prompt_end, top=top)
         request.expired = lambda: budget.left_seconds <= 0
         reserved = budget.reserve(wanted * len(members)) if wanted else 0
-        granted = writer.limit = reserved // len(members)
+        granted = writer.limit = request.most = reserved // len(members)
         stop: Stop = "limit" if granted == wanted else "budget"
         if granted:
             try:
@@ -416,6 +420,7 @@ class Branch:
         self, allow: Constraint | None, since: Mark | None, blend: Mapping[Branch, float] | None
     ) -> Shape:
         self._ready()
+        self.engine.require("constraints" if allow is not None else "blending")
         begin = self._cursor.position if since is None else self._locate(since)
         return Shape(self, allow, self._cursor.path(begin), blend)
 
@@ -517,6 +522,22 @@ class Branch:
             stop=step.stop,
         )
         return step
+
+
+def _told(
+    on_piece: Callable[[Piece], None] | None, branch: Branch
+) -> Callable[[Piece], None] | None:
+    """Who asked for the pieces of a step, and who watches the run: told one after the other."""
+    watch = branch.run.watch
+    if watch is None:
+        return on_piece
+
+    def tell(piece: Piece) -> None:
+        watch(branch, piece)
+        if on_piece is not None:
+            on_piece(piece)
+
+    return tell
 
 
 class _Condition:

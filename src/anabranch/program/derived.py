@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
+import numpy as np
+
 from anabranch.errors import ContextError, InputError, ModelError
 from anabranch.program.branch import Branch
 from anabranch.program.engine import Engine, Prompt
@@ -21,6 +23,11 @@ from anabranch.program.types import Mark, Step
 
 Norm = Literal["sum", "mean"]
 """How the log-probabilities of an option's tokens are put together."""
+
+Pooling = Literal["last", "mean"]
+
+PLACES = 256
+"""Places of a prompt whose states are read at the same time."""
 
 
 @contextmanager
@@ -54,10 +61,12 @@ async def score(
 
     Raises:
         InputError: no options, an empty one, or an unknown norm.
+        UnsupportedError: the engine cannot score given text.
     """
     _check_options(options)
     if norm not in ("sum", "mean"):
         raise InputError("unknown norm", got=norm, allowed="sum, mean")
+    branch.engine.require("scoring")
     scores = await _likelihoods(branch, options, norm)
     if prior is not None:
         base = await _likelihoods(prior, options, norm)
@@ -245,20 +254,46 @@ async def fill(
     return filled
 
 
-async def embed(engine: Engine, prompt: Prompt, *, run: Run | None = None) -> Any:
-    """`[hidden]` float32: the final normalised state after a prompt.
+async def embed(
+    engine: Engine,
+    prompt: Prompt,
+    *,
+    pooling: Pooling = "last",
+    run: Run | None = None,
+    priority: float = 0.0,
+) -> Any:
+    """`[hidden]` float32: what the final normalised states of a prompt amount to.
 
     Args:
+        pooling: the state after its last token, or the mean over all of its tokens.
         run: the program that pays for it; default: nobody.
+        priority: see `Engine.open`.
 
     Raises:
         InputError: its budget does not cover the prompt.
     """
-    branch = engine.open(prompt, run=run)
+    branch = engine.open(prompt, run=run, priority=priority)
     try:
-        return (await branch.peek(1, hidden=True)).hidden
+        if pooling == "last":
+            return (await branch.peek(1, hidden=True)).hidden
+        total: Any = 0.0
+        end = branch.mark.position
+        for first in range(1, end + 1, PLACES):
+            for state in await _states(branch, range(first, min(end + 1, first + PLACES))):
+                total = total + state
+        return total / np.float32(end)
     finally:
         branch.drop("embed")
+
+
+async def _states(branch: Branch, positions: Sequence[int]) -> list[Any]:
+    """The final normalised states at places of a branch's path, read side by side."""
+    children = [branch.fork(at=Mark(branch.id, position)) for position in positions]
+    try:
+        return [each.hidden for each in await together(c.peek(1, hidden=True) for c in children)]
+    finally:
+        for child in children:
+            child.drop("embed")
 
 
 async def _likelihoods(branch: Branch, options: Sequence[str], norm: Norm) -> list[float]:

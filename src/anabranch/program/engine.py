@@ -181,6 +181,13 @@ class Engine:
         await loaded
         return loading.result()
 
+    def require(self, what: str) -> None:
+        """Raise UnsupportedError where this engine lacks something that every local one has.
+
+        Args:
+            what: "scoring" (of given text), "logprobs", "constraints", "blending" or "hidden".
+        """
+
     def close(self) -> None:
         """Stop the worker thread. Branches still open become unusable, other models' too."""
         self._worker.shutdown()

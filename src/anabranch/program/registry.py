@@ -27,6 +27,8 @@ MAX_TEXT = 1000
 MAX_DEPTH = 8
 """How deep things may nest in it."""
 
+_LISTS = {"strategy": "strategies", "judge": "judges", "task": "tasks"}
+
 
 @dataclass(frozen=True)
 class Range:
@@ -70,6 +72,35 @@ class Parameter:
     kind: type[int] | type[float] | type[str]
     limits: Limits
     default: Any
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        limits = self.limits
+        if isinstance(limits, Part):
+            return f"one of `anabranch {_LISTS[limits.kind]}`"
+        if isinstance(limits, OneOf):
+            return ", ".join(limits)
+        if isinstance(limits, Text):
+            return f"text of up to {limits.longest} characters"
+        kind = "whole number" if self.kind is int else "number"
+        begin = "above" if limits.low_open else "from"
+        return f"{kind} {begin} {limits.low:.12g} to {limits.high:.12g}"
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about it, for programs: `type` is int, float, one_of, text, or the kind of a
+        part."""
+        limits: dict[str, Any]
+        if isinstance(self.limits, Part):
+            limits = {"type": self.limits.kind}
+        elif isinstance(self.limits, OneOf):
+            limits = {"type": "one_of", "options": list(self.limits)}
+        elif isinstance(self.limits, Text):
+            limits = {"type": "text", "longest": self.limits.longest}
+        else:
+            low, high, low_open = self.limits.low, self.limits.high, self.limits.low_open
+            limits = {"type": self.kind.__name__, "low": low, "high": high, "low_open": low_open}
+        return {"name": self.name, "default": self.default, "allowed": self.allowed, **limits}
 
     def check(self, value: object, depth: int = 0) -> Any:
         """The value in the parameter's own form. Raises InputError."""
@@ -119,6 +150,17 @@ class Entry:
     make: Callable[..., Any]
     parameters: Mapping[str, Parameter]
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that is registered, as JSON can say it."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "paper": self.paper,
+            **{k: v for k, v in self.extra.items() if isinstance(v, str) and v},
+            "about": inspect.getdoc(self.make) or "",
+            "parameters": [parameter.describe() for parameter in self.parameters.values()],
+        }
 
 
 @dataclass(frozen=True)

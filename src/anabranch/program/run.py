@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
 from anabranch.engine.requests import Cost
 from anabranch.program.budget import Budget
-from anabranch.program.types import Mark, Thought, Usage
+from anabranch.program.types import Mark, Piece, Thought, Usage
 
 if TYPE_CHECKING:
     from anabranch.program.branch import Branch
@@ -23,10 +24,15 @@ class Log(Protocol):
         ...
 
 
+Watch = Callable[["Branch", Piece], None]
+"""What is told of steps while they are written, as by `Branch.pieces`; it must not raise."""
+
+
 class Run:
     """One program under way: every branch it opens or forks belongs to it.
 
     Attributes:
+        watch: told of every step of its branches while it is written; None: nobody looks.
         scope: its prompts share computed prefixes with programs of the same scope only.
         group: whose it is, where programs share an engine fairly.
         live: its branches that have not been dropped.
@@ -43,10 +49,11 @@ class Run:
         seed: int = 0,
         budget: Budget | None = None,
         trace: Log | None = None,
+        watch: Watch | None = None,
         scope: str = "",
         group: str = "",
     ) -> None:
-        self.seed, self.scope, self.group = seed, scope, group
+        self.seed, self.scope, self.group, self.watch = seed, scope, group, watch
         self.budget = budget or Budget()
         self.budget.start()
         self.trace = trace

@@ -97,7 +97,7 @@ class Trace:
     def note(self, event: str, **fields: object) -> None:
         """Record one event. Numbers JSON has no word for (infinity, NaN) become null."""
         seconds = round(self._clock() - self._began, 6)
-        record = {"event": event, "t": seconds} | {k: _plain(v) for k, v in fields.items()}
+        record = {"event": event, "t": seconds} | {k: plain(v) for k, v in fields.items()}
         self.events.append(record)
         self._write(record)
 
@@ -136,13 +136,14 @@ class Trace:
             ) from error
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> Any:
+    """A value as JSON can write it: numbers that it has no word for become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

@@ -33,6 +33,7 @@ def best(
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        root.engine.require("logprobs")
         return await sample(problem, root, n, max_tokens, temperature=temperature, top_p=top_p)
 
     return run

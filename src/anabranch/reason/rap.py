@@ -111,6 +111,7 @@ def plan(
     for_likelihood, for_confidence, for_evaluation = exponents
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        root.engine.require("logprobs")
         line = sampler(problem, temperature=temperature, until="\n")
         act = line if allow is None else sampler(problem, temperature=temperature, allow=allow)
 

@@ -48,6 +48,7 @@ def rpc(
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
+        root.engine.require("logprobs")
         thoughts = await sample(problem, root, n, max_tokens, temperature=temperature)
         voices = [thought for thought in thoughts if thought.answer is not None and thought.tokens]
         distinct = list({thought.text: thought for thought in reversed(voices)}.values())[::-1]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from anabranch.errors import AnabranchError
+from anabranch.errors import AnabranchError, UnsupportedError
 from anabranch.program.answers import extract, normalise_text
 from anabranch.program.branch import Branch
 from anabranch.program.registry import Named
@@ -45,11 +45,14 @@ async def think(
 
     Raises:
         AnabranchError: what `root_of` raises, or a failure before anything was written.
+        UnsupportedError: the strategy needs what the engine lacks.
     """
     try:
         root = root_of(problem, run)
         try:
             thoughts = await strategy.make()(problem, root, run.budget)
+        except UnsupportedError:
+            raise  # not a run that was cut short: a strategy that cannot run here
         except AnabranchError as error:
             if not any(thought.text.strip() for thought in run.thoughts):
                 raise

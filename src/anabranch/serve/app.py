@@ -6,23 +6,38 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anabranch import __version__
-from anabranch.serve import chat, completions, service
+from anabranch.serve import (
+    batches,
+    branches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    responses,
+    service,
+    views,
+)
 from anabranch.serve.admission import Admission
+from anabranch.serve.batch import Batches
 from anabranch.serve.calls import Call, begin
 from anabranch.serve.errors import Refusal, add_handlers
+from anabranch.serve.folder import Folder
 from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
+from anabranch.serve.jobs import Jobs
 from anabranch.serve.keys import DAY, Account, Keyring, keyring
 from anabranch.serve.logs import log_call
 from anabranch.serve.metrics import Metrics
 from anabranch.serve.records import Records
+from anabranch.serve.sessions import Sessions
 from anabranch.serve.settings import Settings
+from anabranch.serve.store import Store
 
 
 def create_app(settings: Settings, hub: Hub) -> FastAPI:
@@ -54,12 +69,25 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
             records = Records(settings.records, settings.most_records, settings.traces)
             await asyncio.to_thread(_recall, records, keys)
         app.state.records = records
+        app.state.jobs = jobs = Jobs()
+        folder = app.state.folder = _folder(settings)
         loading = asyncio.create_task(hub.load())
+        app.state.batches = Batches(
+            folder,
+            hub,
+            jobs,
+            loading,
+            side_by_side=settings.batch_lines,
+            seconds=settings.seconds,
+        )
         try:
             yield
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
+            await jobs.close()
+            if folder is not None:
+                folder.close()
             hub.close()
             if records is not None:
                 await asyncio.to_thread(records.close)
@@ -71,13 +99,33 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     app.state.hub, app.state.settings, app.state.admission = hub, settings, admission
     app.state.keys, app.state.metrics, app.state.stopping = keys, metrics, stopping
     metrics.watch(hub, admission)
+    app.state.sessions = Sessions(settings.sessions, settings.session_branches, settings.branches)
+    app.state.store = Store(settings.responses, settings.responses_bytes)
     add_handlers(app)
-    app.add_middleware(BodyLimit, most=settings.body_bytes)
-    for routes in (chat.routes, completions.routes, service.routes):
-        app.include_router(routes)
+    app.add_middleware(
+        BodyLimit, most=settings.body_bytes, others={"/v1/files": settings.file_bytes}
+    )
+    for group in (
+        chat,
+        completions,
+        responses,
+        embeddings,
+        files,
+        batches,
+        branches,
+        service,
+        views,
+    ):
+        app.include_router(group.routes)
     # The last one is the outermost.
     app.add_middleware(Gate, keys=keys, call=new_call, nobody=nobody)
     return app
+
+
+def _folder(settings: Settings) -> Folder | None:
+    if settings.folder is None:
+        return None
+    return Folder(settings.folder, settings.files, settings.files_bytes)
 
 
 def _recall(records: Records, keys: Keyring) -> None:
@@ -89,19 +137,24 @@ def _recall(records: Records, keys: Keyring) -> None:
 
 
 class BodyLimit:
-    """Refuses bodies over a limit, whatever their headers say."""
+    """Refuses bodies over a limit, whatever their headers say.
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    Args:
+        most: bytes; `others` by path.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, others: Mapping[str, int]) -> None:
+        self.app, self.most, self.others = app, most, others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = Refusal(413, f"the body is larger than {self.most} bytes", code="body_too_large")
+        most = self.others.get(scope["path"], self.most)
+        refusal = Refusal(413, f"the body is larger than {most} bytes", code="body_too_large")
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        if not told.isdigit() or int(told[:20]) > self.most:
+        if not told.isdigit() or int(told[:20]) > most:
             await refusal.response()(scope, receive, send)
             return
         size = 0
@@ -110,7 +163,7 @@ class BodyLimit:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.most:
+            if size > most:
                 raise refusal
             return message
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -15,15 +15,29 @@ from anabranch.engine import grammar
 from anabranch.engine.constraints import Constraint
 from anabranch.engine.requests import Result
 from anabranch.errors import InputError
+from anabranch.serve.admission import Terms
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
-from anabranch.serve.hub import Served
+from anabranch.serve.hub import Hub, Served
 from anabranch.serve.plain import Plain, new_id, seed_of
 from anabranch.serve.stream import events, first, unless_gone
-from anabranch.serve.think import Thinking, plan_of
-from anabranch.serve.wire import Body, Effort, Sampled, Tokens
+from anabranch.serve.think import FORM, Thinking, plan_of
+from anabranch.serve.tools import (
+    Calls,
+    Toolbox,
+    ToolCall,
+    ToolChoice,
+    Tools,
+    merge,
+    toolbox_of,
+    with_calls,
+)
+from anabranch.serve.tools import response as tool_response
+from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens
 
 routes = APIRouter()
+
+MOST_CALLS = 128
 
 
 class Part(Body):
@@ -33,7 +47,7 @@ class Part(Body):
     text: str
 
 
-class Message(Body):
+class Message(Said):
     """One turn. Reasoning is accepted in either spelling and left out of the prompt."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -42,12 +56,14 @@ class Message(Body):
     reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_CALLS)] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
-        """As chat templates know it."""
+    @property
+    def text(self) -> str:
+        """Its content."""
         content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class JsonSchema(Body):
@@ -76,27 +92,69 @@ class Chat(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Format | None = None
     reasoning_effort: Effort | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 @routes.post("/v1/chat/completions", response_model=None)
 async def chat_completions(body: Chat, request: Request) -> Response:
     """Reply to a conversation."""
-    served, named = request.app.state.hub.find(body.model)
+    own = await begin(body, request.app.state.hub, Terms.of(request))
+    if body.stream:
+        return events(await first(own.chunks()))
+    return JSONResponse(await unless_gone(request, own.whole()))
+
+
+async def begin(body: Chat, hub: Hub, terms: Terms) -> Reply:
+    """The reply to a body, not begun. Raises Refusal, InputError."""
+    served, named = hub.find(body.model)
     plan = plan_of(body.anabranch, named, body.reasoning_effort)
-    rule = await begun(_rule(body), served.lm.tokenizer)
+    toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+    rule = await begun(_rule(body, toolbox), served.lm.tokenizer)
+    turns = conversation(body.messages, toolbox)
+    thinking = None
     if plan is not None:
         _check_thinking(body)
-    own = Reply(body, served, request)
-    chunks = (
-        own.plain(rule)
-        if plan is None
-        else own.thought(
-            Thinking(plan, served, [m.plain() for m in body.messages], rule, _limit(body))
-        )
-    )
-    if body.stream:
-        return events(await first(chunks))
-    return JSONResponse(await unless_gone(request, own.whole(chunks)))
+        form = toolbox.form if toolbox else FORM
+        thinking = Thinking(plan, served, turns, rule, _limit(body), form, live=_traced(body))
+    return Reply(body, served, terms, turns, rule, thinking, calls=toolbox is not None)
+
+
+def conversation(messages: Sequence[Message], toolbox: Toolbox | None) -> list[dict[str, str]]:
+    """Messages as every chat template knows them: tools and calls are text.
+
+    Raises:
+        Refusal: a call or a result in a message of another role.
+    """
+    turns: list[dict[str, str]] = []
+    last = None
+    for message in messages:
+        role, text = message.role, message.text
+        if message.tool_calls:
+            if role != "assistant":
+                raise Refusal(
+                    400, "only the assistant's messages have tool_calls", param="messages"
+                )
+            text = with_calls(text, message.tool_calls)
+        if role == "tool":
+            text = tool_response(text)
+            if last == "tool":  # results of one turn's calls stand in one turn
+                turns[-1]["content"] += f"\n{text}"
+                continue
+        known = {"developer": "system", "tool": "user"}.get(role, role)
+        turns.append({"role": known, "content": text})
+        last = role
+    if toolbox is not None:
+        if turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": ""})
+        turns[0]["content"] = f"{turns[0]['content']}\n\n{toolbox.text}".strip()
+    return turns
+
+
+def _traced(body: Chat) -> bool:
+    """Whether what happens in the tree is streamed."""
+    return bool(body.stream and body.anabranch and body.anabranch.trace)
 
 
 def _check_thinking(body: Chat) -> None:
@@ -105,17 +163,26 @@ def _check_thinking(body: Chat) -> None:
             raise Refusal(400, f"{name} does not go with a strategy", param=name)
 
 
-def _rule(body: Chat) -> Constraint | None:
+def _rule(body: Chat, toolbox: Toolbox | None) -> Constraint | None:
+    schema = _schema(body)
+    if body.structured_outputs is not None:
+        for name, given in (("response_format", schema is not None), ("tools", toolbox)):
+            if given:
+                raise InputError(f"{name} and structured_outputs are both given")
+    if toolbox is not None:
+        return toolbox.rule(schema)
+    return rule_of(body.structured_outputs) if schema is None else grammar.json_schema(schema)
+
+
+def _schema(body: Chat) -> dict[str, Any] | None:
     form = body.response_format
     if form is None or form.type == "text":
-        return rule_of(body.structured_outputs)
-    if body.structured_outputs is not None:
-        raise InputError("response_format and structured_outputs are both given")
+        return None
     if form.type == "json_object":
-        return grammar.json_schema({"type": "object"})
+        return {"type": "object"}
     if form.json_schema is None:
         raise InputError("response_format names no json_schema")
-    return grammar.json_schema(form.json_schema.schema_)
+    return form.json_schema.schema_
 
 
 def _limit(body: Chat) -> int:
@@ -125,60 +192,90 @@ def _limit(body: Chat) -> int:
 class Reply:
     """The chunks of one response, and the response that they add up to."""
 
-    def __init__(self, body: Chat, served: Served, request: Request) -> None:
-        self.body, self.served = body, served
-        self.admission = request.app.state.admission
-        self.seconds = request.app.state.settings.seconds
+    def __init__(
+        self,
+        body: Chat,
+        served: Served,
+        terms: Terms,
+        turns: list[dict[str, str]],
+        rule: Constraint | None,
+        thinking: Thinking | None,
+        *,
+        calls: bool,
+    ) -> None:
+        self.body, self.served, self.terms, self.turns = body, served, terms, turns
+        self.rule, self.thinking = rule, thinking
+        self._calls = [Calls() for _ in range(body.n or 1)] if calls else []
         self.id, self.created = new_id("chatcmpl"), int(time.time())
+        self.traced = _traced(body)
 
-    async def plain(self, rule: Constraint | None) -> AsyncGenerator[dict[str, Any] | str]:
-        """A reply without a strategy."""
+    def chunks(self) -> AsyncGenerator[dict[str, Any] | str]:
+        """What the reply comes by."""
+        return self._plain() if self.thinking is None else self._thought(self.thinking)
+
+    async def _plain(self) -> AsyncGenerator[dict[str, Any] | str]:
         body, served = self.body, self.served
         top = (body.top_logprobs or 0) if body.logprobs else 0
-        ask = Ask(_limit(body), stops_of(body), rule, top, sampling_of(body, served.lm.tokenizer))
-        tokens = await served.render([message.plain() for message in body.messages])
+        ask = Ask(
+            _limit(body), stops_of(body), self.rule, top, sampling_of(body, served.lm.tokenizer)
+        )
+        tokens = await served.render(self.turns)
         seed = seed_of(body)
-        async with self.admission.place():
-            work = Plain(served, [tokens], n=body.n or 1, seed=seed, seconds=self.seconds)
+        async with self.terms.admission.place():
+            work = Plain(served, [tokens], n=body.n or 1, seed=seed, terms=self.terms)
             opened = False
             async with contextlib.aclosing(work.deltas(ask)) as deltas:
                 async for delta in deltas:
                     for index in range(0 if opened else work.n):  # after what may be refused
                         yield self._chunk(index, {"role": "assistant", "content": ""})
                     opened = True
-                    told: dict[str, Any] = {"content": delta.text} if delta.text else {}
                     likely = None
                     if body.logprobs and delta.results:
                         likely = {"content": [self._likely(r) for r in delta.results]}
-                    if told or likely or delta.finish:
-                        yield self._chunk(delta.index, told, delta.finish, likely)
+                    for chunk in self._told(delta.index, delta.text, delta.finish, likely):
+                        yield chunk
         if self.body.tells_usage:
             yield self._last(work.usage, {"seed": seed})
 
-    async def thought(self, thinking: Thinking) -> AsyncGenerator[dict[str, Any] | str]:
-        """A reply that a strategy has thought about."""
+    async def _thought(self, thinking: Thinking) -> AsyncGenerator[dict[str, Any] | str]:
         body = self.body
-        async with self.admission.place():
+        async with self.terms.admission.place():
             seed = seed_of(body)
             yield self._chunk(0, {"role": "assistant", "content": ""})
-            async with contextlib.aclosing(thinking.events(seed, self.seconds)) as happening:
+            async with contextlib.aclosing(thinking.events(seed, self.terms)) as happening:
                 async for kind, told in happening:
                     if kind == "progress":
                         yield told
                     elif kind == "reasoning" and body.stream:
                         yield self._chunk(0, {"reasoning": told, "reasoning_content": told})
-                    elif (
-                        kind == "trace" and body.stream and body.anabranch and body.anabranch.trace
-                    ):
+                    elif kind == "trace" and self.traced:
                         yield {**self._head(), "choices": [], "anabranch": {"event": told}}
         if not body.stream:
             text = thinking.reasoning
             yield self._chunk(0, {"reasoning": text, "reasoning_content": text})
-        yield self._chunk(0, {"content": thinking.content}, thinking.finish)
+        for chunk in self._told(0, thinking.content, thinking.finish):
+            yield chunk
         if self.body.tells_usage:
             yield self._last(thinking.usage, thinking.report)
 
-    async def whole(self, chunks: AsyncGenerator[dict[str, Any] | str]) -> dict[str, Any]:
+    def _told(
+        self, index: int, text: str, finish: str | None, likely: Any = None
+    ) -> Iterator[dict[str, Any]]:
+        """Chunks for more of a choice's text."""
+        if self._calls:
+            calls = self._calls[index]
+            deltas = calls.read(text, last=finish is not None)
+            if finish == "stop" and calls.complete:
+                finish = "tool_calls"
+        else:
+            deltas = [{"content": text}] if text else []
+        if not deltas and (likely or finish):
+            deltas = [{}]
+        for i, delta in enumerate(deltas, 1):
+            last = i == len(deltas)
+            yield self._chunk(index, delta, finish if last else None, likely if last else None)
+
+    async def whole(self) -> dict[str, Any]:
         """The response without streaming: all chunks put together."""
         found: list[dict[str, Any]] = [
             {"index": i, "message": {"role": "assistant", "content": "", "refusal": None},
@@ -186,21 +283,22 @@ class Reply:
             for i in range(self.body.n or 1)
         ]  # fmt: skip
         last: dict[str, Any] = {}
-        async with contextlib.aclosing(chunks) as coming:
+        async with contextlib.aclosing(self.chunks()) as coming:
             async for chunk in coming:
                 if isinstance(chunk, str):
                     continue
                 last = chunk
                 for part in chunk["choices"]:
                     choice = found[part["index"]]
-                    for field, text in part["delta"].items():
-                        if field != "role":
-                            choice["message"][field] = choice["message"].get(field, "") + text
+                    merge(choice["message"], part["delta"])
                     if part["logprobs"]:
                         kept = choice["logprobs"] or {"content": []}
                         kept["content"] += part["logprobs"]["content"]
                         choice["logprobs"] = kept
                     choice["finish_reason"] = part["finish_reason"] or choice["finish_reason"]
+        for choice in found:
+            if "tool_calls" in choice["message"]:
+                choice["message"]["content"] = choice["message"]["content"] or None
         more = {"choices": found, "usage": last["usage"], "anabranch": last["anabranch"]}
         return {**self._head(), "object": "chat.completion", **more}
 

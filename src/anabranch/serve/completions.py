@@ -14,23 +14,23 @@ from pydantic import Field
 from anabranch.engine.requests import Result
 from anabranch.program.tasks import together
 from anabranch.program.types import Step
+from anabranch.serve.admission import Terms
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
-from anabranch.serve.hub import Served
-from anabranch.serve.plain import Plain, new_id, seed_of
+from anabranch.serve.hub import Hub, Served
+from anabranch.serve.plain import Plain, new_id, prompts_of, seed_of
 from anabranch.serve.stream import events, first, unless_gone
-from anabranch.serve.wire import Sampled
+from anabranch.serve.wire import Prompts, Sampled
 
 routes = APIRouter()
 
-MOST_PROMPTS = 1024
 DEFAULT_TOKENS = 16
 
 
 class Completion(Sampled):
     """The body of a request. `max_tokens` of 0 with `echo` only scores the prompt."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = DEFAULT_TOKENS
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -41,51 +41,36 @@ class Completion(Sampled):
 @routes.post("/v1/completions", response_model=None)
 async def completions(body: Completion, request: Request) -> Response:
     """Go on with prompts."""
-    served, named = request.app.state.hub.find(body.model)
-    if named is not None or (body.anabranch is not None and body.anabranch.strategy is not None):
-        raise Refusal(
-            400, "strategies need a conversation: use /v1/chat/completions", param="model"
-        )
-    prompts = _prompts(body, served)
-    own = Text(body, served, request, prompts)
+    own = begin(body, request.app.state.hub, Terms.of(request))
     if body.stream:
-        if body.echo:
-            raise Refusal(400, "echo does not go with stream", param="echo")
         return events(await first(own.chunks()))
     return JSONResponse(await unless_gone(request, own.whole()))
 
 
-def _prompts(body: Completion, served: Served) -> list[list[int]]:
-    """Token ids of every prompt. Raises Refusal, InputError."""
-    given = body.prompt
-    several: list[Any] = [given] if isinstance(given, str) else list(given)
-    if several and isinstance(several[0], int):
-        several = [several]
-    if not 1 <= len(several) <= MOST_PROMPTS:
-        raise Refusal(400, f"give 1 to {MOST_PROMPTS} prompts", param="prompt")
-    lm = served.lm
-    prompts = [
-        lm.tokenizer.prompt(one) if isinstance(one, str) else lm.engine.encode(one)
-        for one in several
-    ]
-    if not all(prompts):
-        raise Refusal(400, "a prompt is empty", param="prompt")
-    return prompts
+def begin(body: Completion, hub: Hub, terms: Terms) -> Text:
+    """The response to a body, not begun. Raises Refusal, InputError."""
+    served, named = hub.find(body.model)
+    if named is not None or (body.anabranch is not None and body.anabranch.strategy is not None):
+        raise Refusal(
+            400, "strategies need a conversation: use /v1/chat/completions", param="model"
+        )
+    if body.stream and body.echo:
+        raise Refusal(400, "echo does not go with stream", param="echo")
+    return Text(body, served, terms, prompts_of(body.prompt, served))
 
 
 class Text:
     """One response."""
 
     def __init__(
-        self, body: Completion, served: Served, request: Request, prompts: list[list[int]]
+        self, body: Completion, served: Served, terms: Terms, prompts: list[list[int]]
     ) -> None:
         self.body, self.served, self.prompts = body, served, prompts
-        self.admission = request.app.state.admission
+        self.admission = terms.admission
         self.id, self.created = new_id("cmpl"), int(time.time())
         seed = seed_of(body)
-        seconds = request.app.state.settings.seconds
         self.n = body.n or 1
-        self.work = Plain(served, prompts, n=self.n, seed=seed, seconds=seconds)
+        self.work = Plain(served, prompts, n=self.n, seed=seed, terms=terms)
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any] | str]:
         """What choices come by."""

@@ -5,7 +5,9 @@ Nothing of the inside gets out: a message is one that we wrote for the caller, o
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -29,6 +31,9 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refusal(Exception):
@@ -78,8 +83,13 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(400, str(error), code="context_length_exceeded")
     if isinstance(error, InputError):
         return Refusal(400, str(error))
+    if isinstance(error, OSError) and error.errno in _FULL:
+        log.error("no room on the disk: %s", error)
+        return Refusal(507, "the server's disk is full", code="disk_full")
     if isinstance(error, ResourceError):
         return Refusal(503, "the server is out of room for this request", retry_after=5)
+    if isinstance(error, TimeoutError):
+        return Refusal(504, "the request took longer than this server allows", code="timeout")
     if isinstance(error, HTTPException):
         if isinstance(error.__cause__, Refusal):  # raised while the body was read
             return error.__cause__
@@ -99,15 +109,15 @@ def add_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return invalid_body(error).response()
+        return invalid_body(error.errors()).response()
 
-    for kind in (Refusal, AnabranchError, HTTPException, Exception):
+    for kind in (Refusal, AnabranchError, HTTPException, OSError, Exception):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(RequestValidationError, invalid)
 
 
-def invalid_body(error: RequestValidationError) -> Refusal:
+def invalid_body(faults: Sequence[Any]) -> Refusal:
     """The first fault of a body, by the name of its field. Values are not repeated."""
-    first = error.errors()[0]
+    first = faults[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     return Refusal(400, f"{where or 'body'}: {first['msg']}", param=where or None)

@@ -15,7 +15,7 @@ from anabranch.errors import InputError
 from anabranch.models.tokenizer import Tokenizer
 from anabranch.program.branch import Branch
 from anabranch.program.tasks import together
-from anabranch.serve.wire import Sampled, Structured
+from anabranch.serve.wire import Drawn, Sampled, Structured
 
 Finish = Literal["stop", "length"]
 
@@ -56,7 +56,7 @@ class Ask:
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
-def sampling_of(body: Sampled, tokenizer: Tokenizer) -> dict[str, Any]:
+def sampling_of(body: Drawn, tokenizer: Tokenizer) -> dict[str, Any]:
     """The parameters of `Branch.extend` that a body asks for. Raises InputError."""
     bias = {_token(key): value for key, value in (body.logit_bias or {}).items()}
     if body.ignore_eos:
@@ -104,21 +104,25 @@ def rule_of(structured: Structured | None) -> Constraint | None:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A rule whose first state is made already: every choice begins with it."""
+    """A rule whose first state is made already: every text under it begins there."""
 
-    rule: Constraint
     first: State
 
     def start(self, tokenizer: Tokenizer, written: Sequence[int]) -> State:
         """See `Constraint.start`."""
-        return self.rule.start(tokenizer, written) if written else self.first
+        state = self.first
+        for token in written:
+            if not state.test(token):
+                raise InputError("the text so far breaks the rule", got=tokenizer.decode(written))
+            state = state.next(token)
+        return state
 
 
 async def begun(rule: Constraint | None, tokenizer: Tokenizer) -> Constraint | None:
     """A rule, compiled beside the event loop. Raises InputError."""
     if rule is None:
         return None
-    return _Begun(rule, await asyncio.to_thread(rule.start, tokenizer, ()))
+    return _Begun(await asyncio.to_thread(rule.start, tokenizer, ()))
 
 
 async def choices(branches: Sequence[Branch], ask: Ask) -> AsyncGenerator[Delta]:

@@ -8,7 +8,6 @@ import os
 import secrets
 import time
 import tomllib
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,8 +18,6 @@ from anabranch.errors import InputError, ResourceError
 from anabranch.serve.errors import Refusal
 
 if TYPE_CHECKING:
-    import asyncio
-
     from anabranch.serve.calls import Call
 
 PREFIX = "sk-anabranch-"
@@ -94,8 +91,7 @@ class Account:
         group: for fair shares of the engine.
         scope: for the sharing of prefixes.
         calls: requests under way.
-        running: how many hold a place.
-        queue: those that wait for one, by order of arrival.
+        most_running, most_waiting: as its key has it; None: no limit of its own.
     """
 
     def __init__(
@@ -110,15 +106,8 @@ class Account:
         self.most_running = key.running if key else None
         self.most_waiting = key.waiting if key else None
         self.calls: set[Call] = set()
-        self.running = 0
-        self.queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         limits = {MINUTE: key.tokens_per_minute, DAY: key.tokens_per_day} if key else {}
         self._quotas = [Allowance(n, s, clock) for s, n in limits.items() if n is not None]
-
-    @property
-    def may_run(self) -> bool:
-        """Whether one more may generate."""
-        return self.most_running is None or self.running < self.most_running
 
     def charge(self, tokens: int, *, span: int | None = None) -> None:
         """Count tokens; those of an earlier run of the server only for the `span` they fall in."""

@@ -9,10 +9,14 @@ from typing import Any
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
+from anabranch.serve.admission import Terms
 from anabranch.serve.calls import current, new_run
+from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, Delta, choices
 from anabranch.serve.hub import Served
-from anabranch.serve.wire import Sampled
+from anabranch.serve.wire import Prompts, Sampled
+
+MOST_PROMPTS = 2048
 
 
 class Plain:
@@ -25,11 +29,11 @@ class Plain:
     """
 
     def __init__(
-        self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, seconds: float
+        self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, terms: Terms
     ) -> None:
         self.served, self.prompts, self.n, self.seed = served, prompts, n, seed
-        self.call = current()
-        self.run = new_run(seed=seed, budget=Budget(seconds=seconds))
+        self.terms, self.call = terms, current()
+        self.run = new_run(seed=seed, budget=Budget(seconds=terms.seconds))
         self.cached = 0
 
     async def deltas(self, ask: Ask) -> AsyncGenerator[Delta]:
@@ -49,7 +53,9 @@ class Plain:
     def open(self, tokens: list[int]) -> Branch:
         """A prompt's branch."""
         before = self.run.cost.cached
-        root = self.served.lm.engine.open(tokens, seed=self.seed, run=self.run)
+        root = self.served.lm.engine.open(
+            tokens, seed=self.seed, run=self.run, priority=self.terms.priority
+        )
         self.cached += self.run.cost.cached - before
         return root
 
@@ -57,6 +63,23 @@ class Plain:
     def usage(self) -> dict[str, Any]:
         """In OpenAI's words."""
         return usage_of(self.run.prompt_tokens, self.run.sampled_tokens, cached=self.cached)
+
+
+def prompts_of(given: Prompts, served: Served, field: str = "prompt") -> list[list[int]]:
+    """Token ids of every prompt. Raises Refusal, InputError."""
+    several: list[Any] = [given] if isinstance(given, str) else list(given)
+    if several and isinstance(several[0], int):
+        several = [several]
+    if not 1 <= len(several) <= MOST_PROMPTS:
+        raise Refusal(400, f"give 1 to {MOST_PROMPTS} texts", param=field)
+    lm = served.lm
+    prompts = [
+        lm.tokenizer.prompt(one) if isinstance(one, str) else lm.engine.encode(one)
+        for one in several
+    ]
+    if not all(prompts):
+        raise Refusal(400, "a text is empty", param=field)
+    return prompts
 
 
 def usage_of(

@@ -24,11 +24,16 @@ routes = APIRouter()
 
 
 class Tokenize(Body):
-    """Text, or a conversation, to be cut into tokens."""
+    """Text, or a conversation, to be cut into tokens.
+
+    Attributes:
+        add_special_tokens: text begins as a prompt does.
+    """
 
     model: Name
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
+    add_special_tokens: bool = True
 
 
 class Detokenize(Body):
@@ -114,8 +119,10 @@ async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
         raise Refusal(400, "give either prompt or messages", param="prompt")
     if body.messages is not None:
         tokens = await served.render(body.messages)
-    else:
+    elif body.add_special_tokens:
         tokens = served.lm.tokenizer.prompt(body.prompt)
+    else:
+        tokens = served.lm.engine.encode(body.prompt or "")
     return {
         "tokens": tokens,
         "count": len(tokens),

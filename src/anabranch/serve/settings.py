@@ -28,6 +28,14 @@ class Settings(BaseModel):
         grace: seconds that requests under way have to end when the server is stopped.
         tls_cert, tls_key: PEM files, for HTTPS.
         log_level: least important that is logged.
+        responses, responses_bytes: responses that are kept in memory, to be asked for again.
+        folder: where `/v1/files` and `/v1/batches` keep what they have; without one there are none.
+        files, files_bytes: files, and batches, that are kept there; bytes of all files.
+        file_bytes: largest file that is taken in.
+        batch_lines: lines of batches that run at the same time.
+        sessions: sessions of branches that are open at the same time.
+        session_branches, branches: live branches of one session, and of all.
+        session_tokens: most tokens that a session may spend.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,3 +57,14 @@ class Settings(BaseModel):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    responses: Annotated[int, Field(ge=1, le=1 << 20)] = 1000
+    responses_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 36)] = 64 << 20
+    folder: Path | None = None
+    files: Annotated[int, Field(ge=1, le=1 << 20)] = 10_000
+    files_bytes: Annotated[int, Field(ge=1024, le=1 << 44)] = 4 << 30
+    file_bytes: Annotated[int, Field(ge=1024, le=1 << 34)] = 128 << 20
+    batch_lines: Annotated[int, Field(ge=1, le=4096)] = 64
+    sessions: Annotated[int, Field(ge=0, le=1 << 16)] = 256
+    session_branches: Annotated[int, Field(ge=1, le=1 << 16)] = 1024
+    branches: Annotated[int, Field(ge=1, le=1 << 20)] = 8192
+    session_tokens: Annotated[int, Field(ge=1, le=1 << 40)] = 1 << 20

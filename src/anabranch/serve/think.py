@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +15,11 @@ from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.registry import Named
 from anabranch.program.run import Run
-from anabranch.program.types import Answer, Problem
+from anabranch.program.trace import plain
+from anabranch.program.types import Answer, Piece, Problem
 from anabranch.reason.prompts import messages as asked
 from anabranch.reason.solve import think
+from anabranch.serve.admission import Terms
 from anabranch.serve.calls import current, new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Finish
@@ -27,9 +30,15 @@ from anabranch.serve.wire import EFFORTS, Effort, Extension, Spend
 Event = tuple[Literal["reasoning", "trace", "progress"], Any]
 
 PROGRESS_SECONDS = 1.0
+GROW_SECONDS = 0.1
+"""Least time between two events that tell what steps under way have come by."""
+
 FORM = "Now state the answer once more in the required form, and nothing else."
 FORM_SHARE = 0.75
 """Of a budget of tokens, what thinking may take where a form is required after it."""
+
+FORM_TOKENS = 128
+"""What the answer in that form may need, beside the prompt; and what asking for it takes."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,27 @@ def plan_of(extension: Extension | None, named: Named | None, effort: Effort | N
     return Plan(named, spend)
 
 
+@dataclass
+class Grown:
+    """What a step under way has come by since that was last told."""
+
+    text: str = ""
+    tokens: int = 0
+    logp: float = 0.0
+    entropy: float = 0.0
+
+
 class Thinking:
     """One run of a strategy.
 
     Args:
         rule: what form the answer must have; the thoughts are free.
         limit: most tokens of the answer in that form.
+        form: what asks for it.
+        live: whether steps are told while they are written, as traced events of their own kind:
+            `grow`, whose `steps` have, of each branch that wrote since the last one, the `text`
+            and `tokens` since then, and the sums of their log-probabilities (`logp`) and
+            entropies (`entropy`). What was told of a step gives way to its `extend`.
 
     Attributes:
         content, reasoning, finish, usage, report: what came of it, once `events` has ended.
@@ -81,12 +105,18 @@ class Thinking:
         conversation: Sequence[Mapping[str, str]],
         rule: Constraint | None,
         limit: int,
+        form: str = FORM,
+        live: bool = False,
     ) -> None:
         if conversation[-1]["role"] != "user":
             raise Refusal(400, "a strategy needs a last message by the user", param="messages")
         self.plan, self.served, self.rule, self.limit = plan, served, rule, limit
         self._call = current()
         self._call.strategy = str(plan.strategy)
+        self.form = form
+        self._watch = self._grow if live else None
+        self._grown: dict[str, Grown] = {}
+        self._grown_told = 0.0
         *self._before, last = conversation
         above = "\n\n".join(f"{m['role'].title()}: {m['content']}" for m in self._before)
         self._problem = Problem(last["content"], context=above)
@@ -98,19 +128,20 @@ class Thinking:
         self.usage: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
 
-    async def events(self, seed: int, seconds: float) -> AsyncGenerator[Event]:
+    async def events(self, seed: int, terms: Terms) -> AsyncGenerator[Event]:
         """Think, and tell what happens."""
         spend = self.plan.budget
-        whole = Budget(spend.tokens, min(spend.seconds or seconds, seconds))
-        run = new_run(seed=seed, budget=whole.share(FORM_SHARE) if self.rule else whole, trace=self)
+        whole = Budget(spend.tokens, min(spend.seconds or terms.seconds, terms.seconds))
         if self._call.traced:
             self._call.trace = self.served.lm.trace(None, self.plan.strategy, whole, seed)
         tokens = await self.served.render(self._turns)
+        budget = whole.share(_share(whole, len(tokens))) if self.rule else whole
+        run = new_run(seed=seed, budget=budget, trace=self, watch=self._watch)
         cached = 0
 
         def root(problem: Problem, run: Run) -> Branch:
             nonlocal cached
-            branch = self.served.lm.engine.open(tokens, seed=seed, run=run)
+            branch = self.served.lm.engine.open(tokens, seed=seed, run=run, priority=terms.priority)
             cached = run.cost.cached
             return branch
 
@@ -128,15 +159,17 @@ class Thinking:
         self.content, self.reasoning = answer.answer, answer.text
         extra = new_run(seed=seed, budget=whole)
         if self.rule is not None:
-            await self._put_in_form(answer, extra)
+            await self._put_in_form(answer, extra, terms)
         self._call.finishes[self.finish] += 1
-        self._conclude(answer, run, extra, cached)
+        self._conclude(answer, extra, cached)
 
     def note(self, event: str, **fields: object) -> None:
         """See `Log`."""
         if self._call.trace is not None:
             self._call.trace.note(event, **fields)
-        self._events.put_nowait(("trace", {"event": event, **fields}))
+        if event == "extend":
+            self._grown.pop(str(fields["branch"]), None)
+        self._events.put_nowait(("trace", {"event": event, **plain(fields)}))
         if event == "extend" and fields["text"]:
             self._call.wrote()
             self._events.put_nowait(("reasoning", f"[{fields['branch']}] {fields['text']}\n"))
@@ -145,13 +178,27 @@ class Thinking:
             self._told = now
             self._events.put_nowait(("progress", f"{event} {fields.get('branch', '')}"))
 
-    async def _put_in_form(self, answer: Answer, run: Run) -> None:
-        turns = [
-            *self._turns,
-            {"role": "assistant", "content": answer.text},
-            {"role": "user", "content": FORM},
-        ]
-        branch = self.served.lm.engine.open(await self.served.render(turns), seed=run.seed, run=run)
+    def _grow(self, branch: Branch, piece: Piece) -> None:
+        """Gather pieces; tell them all at once, not too often, and to nobody who is behind."""
+        grown = self._grown.setdefault(branch.id, Grown())
+        grown.text += piece.text
+        grown.tokens += len(piece.results)
+        grown.logp += sum(result.logp for result in piece.results)
+        grown.entropy += sum(result.entropy for result in piece.results)
+        now = time.monotonic()
+        if now - self._grown_told >= GROW_SECONDS and self._events.empty():
+            self._grown_told = now
+            steps = [{"branch": name, **asdict(grown)} for name, grown in self._grown.items()]
+            self._grown.clear()
+            self._events.put_nowait(("trace", {"event": "grow", "steps": plain(steps)}))
+
+    async def _put_in_form(self, answer: Answer, run: Run, terms: Terms) -> None:
+        tokens = await self._asked_for_form(answer.text)
+        over = len(tokens) + FORM_TOKENS - run.budget.left_tokens
+        if over > 0:  # what a thought comes to stands at its end
+            thought = self.served.lm.tokenizer.encode(answer.text, start=False)[int(over) :]
+            tokens = await self._asked_for_form(self.served.lm.engine.text_of(thought))
+        branch = self.served.lm.engine.open(tokens, seed=run.seed, run=run, priority=terms.priority)
         try:
             step = await branch.extend(self.limit, allow=self.rule, temperature=0.0)
         finally:
@@ -161,8 +208,13 @@ class Thinking:
             "stop" if step.stop in ("complete", "end") else "length",
         )
 
-    def _conclude(self, answer: Answer, run: Run, extra: Run, cached: int) -> None:
-        usage = run.usage + extra.usage
+    async def _asked_for_form(self, thought: str) -> list[int]:
+        said = {"role": "assistant", "content": thought}
+        asked_for = {"role": "user", "content": self.form}
+        return await self.served.render([*self._turns, said, asked_for])
+
+    def _conclude(self, answer: Answer, extra: Run, cached: int) -> None:
+        usage = answer.usage + extra.usage
         completion = usage.sampled_tokens + usage.forced_tokens
         visible = len(self.served.lm.tokenizer.encode(self.content, start=False))
         self.usage = usage_of(
@@ -171,7 +223,7 @@ class Thinking:
             cached=cached,
             reasoning=max(0, completion - visible),
         )
-        self.report = {
+        report = {
             "strategy": answer.strategy,
             "seed": answer.seed,
             "confidence": answer.confidence,
@@ -179,3 +231,23 @@ class Thinking:
             "usage": asdict(usage),
             "candidates": [asdict(candidate) for candidate in answer.candidates],
         }
+        self.report = plain(report)
+
+
+def _share(whole: Budget, prompt: int) -> float:
+    """What thinking may take of a budget, so that the prompt fits in again with the form.
+
+    Raises:
+        InputError: nothing.
+    """
+    left = whole.left_tokens
+    share = (
+        min(FORM_SHARE, (left - prompt - 2 * FORM_TOKENS) / left) if left < math.inf else FORM_SHARE
+    )
+    if share * left < prompt + FORM_TOKENS:
+        raise InputError(
+            "the budget does not cover a thought and an answer in form",
+            got=f"{left} tokens",
+            allowed=f"at least {2 * prompt + 4 * FORM_TOKENS}",
+        )
+    return share

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from anabranch.errors import InputError
 
 MOST_CHOICES = 128
 MOST_STOPS = 16
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+Prompts = str | list[str] | list[int] | list[list[int]]
+Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -18,6 +22,18 @@ class Body(BaseModel):
     """A JSON object with known fields only, and no silent conversions of type."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Said(Body):
+    """A part of a conversation, which clients send back as they got it: fields that are null say
+    nothing, whatever their names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Spend(Body):
@@ -62,11 +78,9 @@ class Structured(Body):
     grammar: str | None = None
 
 
-class Sampled(Body):
-    """Parameters of sampling that chat and plain completions have in common."""
+class Drawn(Body):
+    """How tokens are drawn."""
 
-    model: Name
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
     temperature: Annotated[float, Field(ge=0, le=10)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     top_k: Annotated[int, Field(ge=-1, le=1 << 30)] | None = 0
@@ -75,10 +89,17 @@ class Sampled(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     logit_bias: dict[Annotated[str, Field(max_length=12)], float] | None = None
+    ignore_eos: bool = False
+
+
+class Sampled(Drawn):
+    """Parameters that chat and plain completions have in common."""
+
+    model: Name
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     seed: Seed | None = None
     max_tokens: Tokens | None = None
-    ignore_eos: bool = False
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     structured_outputs: Structured | None = None
@@ -109,3 +130,24 @@ EFFORTS: dict[str, tuple[str, int] | None] = {
     "xhigh": ("adaptive(n=64)", 65536),
 }
 """What `reasoning_effort` stands for: a strategy and the tokens that it may spend."""
+
+
+def page(
+    found: list[dict[str, Any]], limit: int, newest: bool, after: str | None
+) -> dict[str, Any]:
+    """A part of a list. Raises InputError for an id that is not in it."""
+    if newest:
+        found = found[::-1]
+    if after is not None:
+        places = [i for i, each in enumerate(found, 1) if each["id"] == after]
+        if not places:
+            raise InputError("nothing in this list has this id", got=after)
+        found = found[places[0] :]
+    shown = found[:limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(found) > limit,
+    }

@@ -18,6 +18,8 @@ def likelihood() -> Judge:
     """The geometric mean of the probabilities of a thought's own tokens; 0 before the first."""
 
     async def rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+        for thought in thoughts:
+            thought.branch.engine.require("logprobs")
         return [min(1.0, math.exp(t.logp / t.tokens)) if t.tokens else 0.0 for t in thoughts]
 
     return Judge(rate)

@@ -1,0 +1,1 @@
+"""Strategies over models behind OpenAI-compatible endpoints."""

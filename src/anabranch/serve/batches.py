@@ -1,0 +1,87 @@
+"""`/v1/batches`: files full of requests, done when there is room."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from anabranch.serve.batch import ENDPOINTS, HOURS, Batches, shown
+from anabranch.serve.errors import Refusal
+from anabranch.serve.files import folder_of
+from anabranch.serve.plain import new_id
+from anabranch.serve.wire import Body, Metadata, page
+
+routes = APIRouter()
+
+
+class NewBatch(Body):
+    """The body of a request."""
+
+    input_file_id: Annotated[str, Field(max_length=100)]
+    endpoint: Annotated[str, Field(max_length=100)]
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+
+
+@routes.post("/v1/batches")
+async def create(body: NewBatch, request: Request) -> dict[str, Any]:
+    """Begin a batch."""
+    folder = folder_of(request)
+    if body.endpoint not in ENDPOINTS:
+        raise Refusal(400, f"endpoint: allowed: {', '.join(ENDPOINTS)}", param="endpoint")
+    folder.record("file", body.input_file_id)
+    folder.check_room("batch")
+    now = int(time.time())
+    record = {
+        "id": new_id("batch"),
+        "object": "batch",
+        "endpoint": body.endpoint,
+        "errors": None,
+        "input_file_id": body.input_file_id,
+        "completion_window": body.completion_window,
+        "status": "validating",
+        "output_file_id": None,
+        "error_file_id": None,
+        "created_at": now,
+        "expires_at": now + int(HOURS),
+        "request_counts": {"total": 0, "completed": 0, "failed": 0},
+        "metadata": body.metadata,
+        "_output": new_id("file"),
+        "_errors": new_id("file"),
+    }
+    return _batches(request).add(record)
+
+
+@routes.get("/v1/batches")
+async def batches(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: str | None = None,
+) -> dict[str, Any]:
+    """All batches, the newest first."""
+    folder = folder_of(request)
+    found = await asyncio.to_thread(folder.records, "batch")
+    listed = page([shown(record) for record in found], limit, True, after)
+    listed["data"] = [_batches(request).find(folder, each["id"]) for each in listed["data"]]
+    return listed
+
+
+@routes.get("/v1/batches/{name}")
+async def batch(name: str, request: Request) -> dict[str, Any]:
+    """One of them as it stands."""
+    return _batches(request).find(folder_of(request), name)
+
+
+@routes.post("/v1/batches/{name}/cancel")
+async def cancel(name: str, request: Request) -> dict[str, Any]:
+    """End one; what is done stays."""
+    return _batches(request).cancel(folder_of(request), name)
+
+
+def _batches(request: Request) -> Batches:
+    found: Batches = request.app.state.batches
+    return found

@@ -1,0 +1,102 @@
+"""`/v1/files`: what batches read and write."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from starlette.datastructures import UploadFile
+
+from anabranch.serve.errors import Refusal
+from anabranch.serve.folder import Folder
+from anabranch.serve.plain import new_id
+from anabranch.serve.wire import page
+
+routes = APIRouter()
+
+
+@routes.post("/v1/files")
+async def upload(request: Request) -> dict[str, Any]:
+    """Take in a file of requests."""
+    folder = folder_of(request)
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise Refusal(400, "not a multipart form", param="file")
+    async with request.form(max_files=1, max_fields=8) as form:
+        file, purpose = form.get("file"), form.get("purpose")
+        if unknown := sorted(set(form) - {"file", "purpose"}):
+            raise Refusal(400, "unknown field of the form", param=unknown[0][:100])
+        if not isinstance(file, UploadFile):
+            raise Refusal(400, "the form has no file", param="file")
+        if purpose != "batch":
+            raise Refusal(400, "purpose: allowed: batch", param="purpose")
+        folder.check_room("file", file.size or 0)
+        name = new_id("file")
+        await asyncio.to_thread(folder.take, name, file.file)
+        record = about(folder, name, (file.filename or "file")[:200], "batch")
+    await asyncio.to_thread(folder.write, record)
+    return record
+
+
+@routes.get("/v1/files")
+async def files(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+    purpose: str | None = None,
+) -> dict[str, Any]:
+    """All files."""
+    found = await asyncio.to_thread(folder_of(request).records, "file")
+    found = [record for record in found if purpose in (None, record["purpose"])]
+    return page(found, limit, order == "desc", after)
+
+
+@routes.get("/v1/files/{name}")
+async def file(name: str, request: Request) -> dict[str, Any]:
+    """One of them."""
+    return folder_of(request).record("file", name)
+
+
+@routes.get("/v1/files/{name}/content")
+async def content(name: str, request: Request) -> FileResponse:
+    """What it holds."""
+    folder = folder_of(request)
+    folder.record("file", name)
+    return FileResponse(folder.data(name), media_type="application/jsonl")
+
+
+@routes.delete("/v1/files/{name}")
+async def delete(name: str, request: Request) -> dict[str, Any]:
+    """Delete it."""
+    folder = folder_of(request)
+    folder.record("file", name)
+    if name in request.app.state.batches.reading:
+        raise Refusal(409, "a batch is reading this file: cancel it first")
+    folder.remove(name)
+    return {"id": name, "object": "file", "deleted": True}
+
+
+def about(folder: Folder, name: str, filename: str, purpose: str) -> dict[str, Any]:
+    """The record of a file whose data are there."""
+    return {
+        "id": name,
+        "object": "file",
+        "bytes": folder.data(name).stat().st_size,
+        "created_at": int(time.time()),
+        "filename": filename,
+        "purpose": purpose,
+        "status": "processed",
+    }
+
+
+def folder_of(request: Request) -> Folder:
+    """Where files are kept. Raises Refusal."""
+    folder: Folder | None = request.app.state.folder
+    if folder is None:
+        raise Refusal(
+            501, "this server keeps no files: its setting `folder` is not set", code="no_folder"
+        )
+    return folder

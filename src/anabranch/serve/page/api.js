@@ -1,0 +1,95 @@
+// Talking to the server: JSON, and replies as streams of events.
+
+import { byId } from "./dom.js";
+
+const KEY = "anabranch.key";
+
+/** A refusal by the server, or none at all; its message is for people. */
+export class Fault extends Error {}
+
+/** JSON of a route. Throws Fault. */
+export async function get(path) {
+  return (await answered(path, {})).json();
+}
+
+/**
+ * A chat reply, chunk by chunk. Throws Fault; an abort by `signal` ends it like the stream's end.
+ * The server drops every branch of a reply whose client has gone.
+ */
+export async function* chat(body, signal) {
+  try {
+    const options = { method: "POST", body: JSON.stringify(body), signal };
+    const reader = (await answered("/v1/chat/completions", options)).body
+      .pipeThrough(new TextDecoderStream())
+      .getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const events = (rest + value).split("\n\n");
+      rest = events.pop();
+      for (const event of events) {
+        const data = event.match(/^data: (.*)$/m)?.[1];
+        if (!data || data === "[DONE]") continue;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw new Fault(chunk.error.message);
+        yield chunk;
+      }
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") {
+      throw error instanceof Fault ? error : new Fault("the connection to the server broke");
+    }
+  }
+}
+
+async function answered(path, options) {
+  const headers = { "Content-Type": "application/json" };
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers.Authorization = `Bearer ${key}`;
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Fault("the server does not answer");
+  }
+  if (response.ok) return response;
+  if (response.status === 401) {
+    await askForKey();
+    return answered(path, options);
+  }
+  let told;
+  try {
+    told = (await response.json()).error.message;
+  } catch {
+    told = `the server answered with status ${response.status}`;
+  }
+  throw new Fault(told);
+}
+
+let asking = null;
+
+/** One dialog, however many requests wait for a key. */
+function askForKey() {
+  asking ??= new Promise((resolve, reject) => {
+    const dialog = byId("locked");
+    const input = byId("key");
+    input.value = "";
+    dialog.returnValue = "none";
+    dialog.addEventListener(
+      "close",
+      () => {
+        asking = null;
+        if (dialog.returnValue === "none" || !input.value) reject(new Fault("a key is needed"));
+        else {
+          sessionStorage.setItem(KEY, input.value);
+          resolve();
+        }
+      },
+      { once: true },
+    );
+    dialog.showModal();
+  });
+  return asking;
+}
