@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import openai
-import uvicorn
 from fastapi import FastAPI
 
 from anabranch.lm import LM
 from anabranch.serve.app import create_app
 from anabranch.serve.hub import Hub
+from anabranch.serve.server import Server
 from anabranch.serve.settings import Settings
 from tests.scripted import Rule, scripted_lm
 
@@ -33,7 +33,11 @@ class Running:
     @functools.cached_property
     def client(self) -> openai.OpenAI:
         """The official client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        return self.client_of("none")
+
+    def client_of(self, key: str) -> openai.OpenAI:
+        """One with a key of its own."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 
     def until_idle(self) -> None:
         """Wait until nothing is pending in the engine and no branch is left; fails after 10 s."""
@@ -61,21 +65,21 @@ def serving(
         wait: called while the model is loaded; the server is then given before it is.
     """
     lm = scripted_lm(rule)
-    told = Settings.model_validate({"models": ["scripted"], "port": 0, **settings})
+    told = Settings.model_validate({"models": ["scripted"], "log_level": "warning", **settings})
 
     def load() -> LM:
         if wait is not None:
             wait()
         return lm
 
-    hub = Hub({"scripted": load})
+    hub = Hub({"scripted": load}, told.loadable)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         app = create_app(told, hub)
-        config = uvicorn.Config(app, log_level="warning")
-        server = uvicorn.Server(config)
+        server = Server(app, told)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", hub, lm, app)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        running = Running(url, hub, lm, app)
         try:
             while not (server.started and (wait or hub.ready)):
                 assert thread.is_alive()

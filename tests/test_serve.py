@@ -443,7 +443,7 @@ def test_who_leaves_frees_the_branches(options: dict[str, Any]) -> None:
 def test_names_that_point_here_from_elsewhere_are_refused(server: Running) -> None:
     with connected(server) as connection:
         connection.request("GET", "/v1/models", headers={"Host": "elsewhere.example"})
-        assert connection.getresponse().status == 400
+        assert connection.getresponse().status == 403
 
 
 def test_the_server_listens_to_this_machine_only() -> None:

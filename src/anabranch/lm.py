@@ -250,8 +250,8 @@ class LM:
                 on_start(run)
             return await think(problem, self._root, named, run, model=self.name)
 
-    def trace(self, path: Path | str, strategy: Named, budget: Budget, seed: int) -> Trace:
-        """A trace file whose header says what this model is about to do."""
+    def trace(self, path: Path | str | None, strategy: Named, budget: Budget, seed: int) -> Trace:
+        """A trace, in a file or in memory, whose header says what this model is about to do."""
         return Trace(
             path,
             model=self.name,

@@ -77,7 +77,7 @@ class Engine:
                 special tokens.
             seed: key of the random stream; with the same seed and prompt, the same tokens.
             group: a name for programs that belong together: policies share out the engine
-                between groups, and the trace keeps it.
+                between groups, and the trace keeps it; default: that of `run`.
             priority: higher runs first.
             deadline: seconds from now; earlier runs first among equals.
             scope: prefixes are shared only inside one scope; default: that of `run`.
@@ -99,6 +99,7 @@ class Engine:
                 fix="shorten it, or give the engine more kv_memory if that is the limit",
             )
         run = run or Run(seed=seed)
+        group = group or run.group or None
         granted = run.budget.reserve(len(tokens))
         if granted < len(tokens):
             run.budget.settle(granted, 0)

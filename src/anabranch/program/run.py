@@ -34,6 +34,7 @@ class Run:
     Attributes:
         watch: told of every step of its branches while it is written; None: nobody looks.
         scope: its prompts share computed prefixes with programs of the same scope only.
+        group: whose it is, where programs share an engine fairly.
         live: its branches that have not been dropped.
         thoughts: its candidates so far, kept up to date by the strategy: what there is if it ends
             now.
@@ -50,8 +51,9 @@ class Run:
         trace: Log | None = None,
         watch: Watch | None = None,
         scope: str = "",
+        group: str = "",
     ) -> None:
-        self.seed, self.scope, self.watch = seed, scope, watch
+        self.seed, self.scope, self.group, self.watch = seed, scope, group, watch
         self.budget = budget or Budget()
         self.budget.start()
         self.trace = trace

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import time
 from collections.abc import AsyncGenerator, Mapping
 
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anabranch import __version__
@@ -24,21 +25,50 @@ from anabranch.serve import (
 )
 from anabranch.serve.admission import Admission
 from anabranch.serve.batch import Batches
+from anabranch.serve.calls import Call, begin
 from anabranch.serve.errors import Refusal, add_handlers
 from anabranch.serve.folder import Folder
+from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
 from anabranch.serve.jobs import Jobs
+from anabranch.serve.keys import DAY, Account, Keyring, keyring
+from anabranch.serve.logs import log_call
+from anabranch.serve.metrics import Metrics
+from anabranch.serve.records import Records
 from anabranch.serve.sessions import Sessions
 from anabranch.serve.settings import Settings
 from anabranch.serve.store import Store
 
 
 def create_app(settings: Settings, hub: Hub) -> FastAPI:
-    """The application. Models are loaded while it answers already; `/health` says when."""
+    """The application. Models are loaded while it answers already; `/health` says when.
+
+    Raises:
+        InputError: no keys though others than this machine could ask, or a broken file of keys.
+    """
+    metrics, stopping = Metrics(), asyncio.Event()
+    records: Records | None = None
+
+    def on_end(call: Call) -> None:
+        log_call(call)
+        if records is not None and call.generated:
+            records.add(call)
+
+    new_call = functools.partial(
+        Call, metrics=metrics, stopping=stopping, traced=settings.traces > 0, on_end=on_end
+    )
+    keys = keyring(settings.keys, settings.host, share_cache=settings.share_cache)
+
+    nobody = keys.open or Account()
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
-        app.state.admission = Admission(settings.running, settings.waiting)
+        begin(new_call(nobody, "server"))  # whose what is done between requests is
+        nonlocal records
+        if settings.records is not None:
+            records = Records(settings.records, settings.most_records, settings.traces)
+            await asyncio.to_thread(_recall, records, keys)
+        app.state.records = records
         app.state.jobs = jobs = Jobs()
         folder = app.state.folder = _folder(settings)
         loading = asyncio.create_task(hub.load())
@@ -59,19 +89,22 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
             if folder is not None:
                 folder.close()
             hub.close()
+            if records is not None:
+                await asyncio.to_thread(records.close)
 
     app = FastAPI(
         title="Anabranch", version=__version__, lifespan=life, docs_url=None, redoc_url=None
     )
-    app.state.hub, app.state.settings = hub, settings
+    admission = Admission(settings.running, settings.waiting)
+    app.state.hub, app.state.settings, app.state.admission = hub, settings, admission
+    app.state.keys, app.state.metrics, app.state.stopping = keys, metrics, stopping
+    metrics.watch(hub, admission)
     app.state.sessions = Sessions(settings.sessions, settings.session_branches, settings.branches)
     app.state.store = Store(settings.responses, settings.responses_bytes)
     add_handlers(app)
     app.add_middleware(
         BodyLimit, most=settings.body_bytes, others={"/v1/files": settings.file_bytes}
     )
-    # A page of somebody else's that gives its own name this machine's address is refused.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     for group in (
         chat,
         completions,
@@ -84,6 +117,8 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
         views,
     ):
         app.include_router(group.routes)
+    # The last one is the outermost.
+    app.add_middleware(Gate, keys=keys, call=new_call, nobody=nobody)
     return app
 
 
@@ -91,6 +126,14 @@ def _folder(settings: Settings) -> Folder | None:
     if settings.folder is None:
         return None
     return Folder(settings.folder, settings.files, settings.files_bytes)
+
+
+def _recall(records: Records, keys: Keyring) -> None:
+    """Begin with what keys have used today, before the server was started again."""
+    records.open()
+    used = records.used_since(time.time() // DAY * DAY)
+    for name, account in keys.accounts.items():
+        account.charge(used.get(name, 0), span=DAY)
 
 
 class BodyLimit:

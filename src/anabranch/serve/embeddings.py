@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from anabranch.program.derived import Pooling, embed
-from anabranch.program.run import Run
 from anabranch.program.tasks import together
 from anabranch.serve.admission import Terms
+from anabranch.serve.calls import new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub
 from anabranch.serve.plain import prompts_of
@@ -61,7 +61,7 @@ async def whole(body: Embeddings, hub: Hub, terms: Terms) -> dict[str, Any]:
         raise Refusal(400, f"this model's vectors have {hidden} dimensions", param="dimensions")
     prompts = prompts_of(body.input, served, "input")
     pooling = body.anabranch.pooling
-    run = Run()
+    run = new_run()
     places = asyncio.Semaphore(SIDE_BY_SIDE)
 
     async def vector(tokens: list[int]) -> str | list[float]:

@@ -71,7 +71,7 @@ class Refusal(Exception):
         """The response itself."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
+            headers["WWW-Authenticate"] = 'Basic realm="anabranch", charset="UTF-8"'
         return JSONResponse(self.body, self.status, headers)
 
 

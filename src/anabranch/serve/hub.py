@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from anabranch.engine.scheduler import FairShare
 from anabranch.errors import InputError
 from anabranch.lm import LM
+from anabranch.program.engine import Engine
 from anabranch.program.registry import Named
 from anabranch.reason.registry import parse
+from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
+
+log = logging.getLogger("anabranch.serve")
 
 VIRTUAL = ("vote-4", "vote-16", "best-8", "beam-4", "adaptive-16", "pal-4")
 """Strategies that `/v1/models` offers behind a model's name, for clients that can say no more."""
@@ -46,10 +52,13 @@ class Hub:
 
     Args:
         loaders: by name, what loads each; run beside the event loop, one after the other.
+        loadable: other models that strategies and judges may load when they are asked for.
     """
 
-    def __init__(self, loaders: Mapping[str, Callable[[], LM]]) -> None:
-        self._loaders = dict(loaders)
+    def __init__(
+        self, loaders: Mapping[str, Callable[[], LM]], loadable: Collection[str] = ()
+    ) -> None:
+        self._loaders, self._loadable = dict(loaders), loadable
         self.models: dict[str, Served] = {}
         self.fault: Exception | None = None
 
@@ -62,9 +71,12 @@ class Hub:
         """Load every model; what goes wrong is kept in `fault`."""
         try:
             for name, load in self._loaders.items():
-                self.models[name] = Served(name, await asyncio.to_thread(load))
+                lm = await asyncio.to_thread(load)
+                _share_fairly(lm.engine, self._loadable)
+                self.models[name] = Served(name, lm)
         except Exception as error:
             self.fault = error
+            log.error("the model %s cannot be loaded: %s", name, error)
             raise
 
     def close(self) -> None:
@@ -89,6 +101,7 @@ class Hub:
             )
         if base not in self.models:
             raise Refusal(503, "the model is being loaded", code="loading", retry_after=2)
+        current().model = base
         return self.models[base], strategy_of(strategy) if strategy else None
 
     def names(self) -> list[tuple[str, Served]]:
@@ -98,6 +111,26 @@ class Hub:
             for served in self.models.values()
             for name in (served.name, *(f"{served.name}:{v}" for v in VIRTUAL))
         ]
+
+
+def _share_fairly(engine: Engine, loadable: Collection[str]) -> Engine:
+    """Let keys have equal shares of it, and of what it may load: a name from a client must neither
+    read any file nor fill the memory."""
+    engine.core.policy = FairShare()
+    load = engine.loader
+
+    def load_allowed(model: str) -> Engine:
+        if load is None or model not in loadable:
+            raise InputError(
+                "strategies and judges cannot load this model here",
+                got=model,
+                allowed=", ".join(loadable) or "none",
+                fix="whoever runs the server can name it in the setting `loadable`",
+            )
+        return _share_fairly(load(model), loadable)
+
+    engine.loader = load_allowed
+    return engine
 
 
 def strategy_of(text: str) -> Named:

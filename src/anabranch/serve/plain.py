@@ -9,8 +9,8 @@ from typing import Any
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.run import Run
 from anabranch.serve.admission import Terms
+from anabranch.serve.calls import current, new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, Delta, choices
 from anabranch.serve.hub import Served
@@ -32,8 +32,8 @@ class Plain:
         self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, terms: Terms
     ) -> None:
         self.served, self.prompts, self.n, self.seed = served, prompts, n, seed
-        self.terms = terms
-        self.run = Run(seed=seed, budget=Budget(seconds=terms.seconds))
+        self.terms, self.call = terms, current()
+        self.run = new_run(seed=seed, budget=Budget(seconds=terms.seconds))
         self.cached = 0
 
     async def deltas(self, ask: Ask) -> AsyncGenerator[Delta]:
@@ -42,6 +42,10 @@ class Plain:
             branches = [b for tokens in self.prompts for b in self.open(tokens).fork(self.n)]
             async with contextlib.aclosing(choices(branches, ask)) as written:
                 async for delta in written:
+                    if delta.text:
+                        self.call.wrote(delta.index)
+                    if delta.finish:
+                        self.call.finishes[delta.finish] += 1
                     yield delta
         finally:
             self.run.drop_all()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParam
+from fastapi.responses import JSONResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field
 
+from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub
+from anabranch.serve.records import Records, Trouble
 from anabranch.serve.wire import Body, Name
+
+T = TypeVar("T")
 
 routes = APIRouter()
 
@@ -43,7 +51,51 @@ async def health(request: Request) -> JSONResponse:
         raise Refusal(503, "a model cannot be loaded; the log says why", code="failed")
     if not hub.ready:
         raise Refusal(503, "models are being loaded", code="loading", retry_after=2)
-    return JSONResponse({"status": "ok"})
+    records: Records | None = request.app.state.records
+    told = {"status": "ok"}
+    if records is not None and records.fault is not None:
+        told["records"] = "cannot be written; the log says why"
+    return JSONResponse(told)
+
+
+@routes.get("/v1/records")
+async def records(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
+) -> dict[str, Any]:
+    """What this key has asked and used, the newest first; `before` an id: those that follow."""
+    found = await _recorded(request, lambda kept, key: kept.of(key, limit, before))
+    return {"object": "list", "data": found}
+
+
+@routes.get("/v1/records/{record}/trace")
+async def trace(record: Annotated[int, PathParam(ge=1, le=2**62)], request: Request) -> Response:
+    """The trace of one of them, as `anabranch trace` reads it."""
+    text = await _recorded(request, lambda kept, key: kept.trace(key, record))
+    if text is None:
+        raise Refusal(404, "there is no trace of this record")
+    return Response(text, media_type="application/x-ndjson")
+
+
+async def _recorded(request: Request, read: Callable[[Records, str], T]) -> T:
+    """What the records say, read beside the event loop. Raises Refusal."""
+    kept: Records | None = request.app.state.records
+    if kept is None:
+        raise Refusal(404, "this server keeps no records")
+    try:
+        return await asyncio.to_thread(read, kept, current().account.name)
+    except Trouble:
+        raise Refusal(503, "records cannot be read; the log says why", retry_after=5) from None
+
+
+@routes.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    for account in request.app.state.keys.accounts.values():
+        for call in account.calls:
+            call.settle()
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @routes.get("/v1/models")

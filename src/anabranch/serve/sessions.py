@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.program.run import Run
+from anabranch.serve.calls import new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Served
 from anabranch.serve.plain import new_id
@@ -36,7 +36,7 @@ class Session:
     def __init__(self, served: Served, seed: int, budget: Budget, lease: float) -> None:
         self.id, self.secret = new_id("session"), secrets.token_urlsafe(24)
         self.served, self.lease = served, lease
-        self.run = Run(seed=seed, budget=budget)
+        self.run = new_run(seed=seed, budget=budget)
         self.branches: dict[str, Branch] = {}
         self._busy: set[str] = set()
         self._used = time.monotonic()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -13,10 +13,21 @@ class Settings(BaseModel):
 
     Attributes:
         models: names, files or folders to serve.
+        loadable: further models that requests may let strategies and judges load, as in
+            `reward(model=...)`; they stay in memory.
         running: requests that generate at the same time.
         waiting: requests that may wait for that; more are refused.
         body_bytes: largest body of a request.
         seconds: longest time of one request.
+        keys: file of API keys; without one, only this machine can ask.
+        share_cache: keys share computed prefixes, which lets each find out by the time that an
+            answer takes whether another has asked the same.
+        records: SQLite file of requests and what they cost, without text; empty: none is kept.
+        most_records: rows of it; older ones are dropped.
+        traces: of the newest of them, how many keep the trace of their strategy, with its text.
+        grace: seconds that requests under way have to end when the server is stopped.
+        tls_cert, tls_key: PEM files, for HTTPS.
+        log_level: least important that is logged.
         responses, responses_bytes: responses that are kept in memory, to be asked for again.
         folder: where `/v1/files` and `/v1/batches` keep what they have; without one there are none.
         files, files_bytes: files, and batches, that are kept there; bytes of all files.
@@ -30,12 +41,22 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: Annotated[list[str], Field(min_length=1, max_length=16)] = ["qwen2.5-coder-0.5b"]
+    loadable: Annotated[list[str], Field(max_length=16)] = []
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     running: Annotated[int, Field(ge=1, le=4096)] = 64
     waiting: Annotated[int, Field(ge=0, le=1 << 16)] = 256
     body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    keys: Path | None = None
+    share_cache: bool = False
+    records: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
+    most_records: Annotated[int, Field(ge=1, le=1 << 32)] = 100_000
+    traces: Annotated[int, Field(ge=0, le=1 << 32)] = 0
+    grace: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     responses: Annotated[int, Field(ge=1, le=1 << 20)] = 1000
     responses_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 36)] = 64 << 20
     folder: Path | None = None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal, refusal_of
 
 T = TypeVar("T")
@@ -20,22 +21,39 @@ PING_SECONDS = 10.0
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Work, cancelled when the client has left.
+    """Work, cancelled when the client has left, or the server waits no longer.
 
     Raises:
-        Refusal: it has; nobody reads that.
+        Refusal: so it is. Nobody reads it who has left.
     """
-    task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refusal(499, "the client has left")
-        return task.result()
+        return await _unless(work, gone)
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await _end(gone)
+
+
+async def _unless(work: Awaitable[T], *ends: asyncio.Future[None]) -> T:
+    """Work, cancelled when one of these comes about or the server stops. Raises Refusal."""
+    task = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(current().stopping.wait())
+    try:
+        await asyncio.wait((task, stop, *ends), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise _stopped() if stop.done() else Refusal(499, "the client has left")
+    finally:
+        await _end(task, stop)
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stopped() -> Refusal:
+    return Refusal(503, "the server is being stopped", code="stopping", retry_after=5)
 
 
 async def _left(request: Request) -> None:
@@ -52,12 +70,15 @@ def events(chunks: AsyncGenerator[Any], *, done: bool = True) -> StreamingRespon
         done: end with `[DONE]`.
     """
 
+    call = current()
+
     async def lines() -> AsyncIterator[str]:
         async with contextlib.aclosing(_with_pings(chunks)) as pinged:
             try:
                 async for chunk in pinged:
                     yield f": {chunk}\n\n" if isinstance(chunk, str) else _data(chunk)
             except Exception as error:
+                call.finishes["error"] += 1
                 yield _data(refusal_of(error).body)
             else:
                 if done:
@@ -77,11 +98,14 @@ def _data(chunk: dict[str, Any]) -> str:
 async def _with_pings(chunks: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
     """The same chunks, with a comment where none came for a while."""
     coming: asyncio.Future[Any] | None = None
+    stop = asyncio.ensure_future(current().stopping.wait())
     try:
         while True:
             coming = coming or asyncio.ensure_future(anext(chunks))
-            done, _ = await asyncio.wait((coming,), timeout=PING_SECONDS)
-            if not done:
+            await asyncio.wait((coming, stop), timeout=PING_SECONDS, return_when="FIRST_COMPLETED")
+            if stop.done():
+                raise _stopped()
+            if not coming.done():
                 yield "still at it"
                 continue
             finished, coming = coming, None
@@ -90,16 +114,14 @@ async def _with_pings(chunks: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
             except StopAsyncIteration:
                 return
     finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+        await _end(stop, *([coming] if coming else []))
         await chunks.aclose()
 
 
 async def first(chunks: AsyncGenerator[T]) -> AsyncGenerator[T]:
     """A generator that has come to its first chunk: what fails before it is an ordinary error."""
     try:
-        head = await anext(chunks)
+        head = await _unless(anext(chunks))
     except BaseException:
         await chunks.aclose()
         raise

@@ -20,6 +20,7 @@ from anabranch.program.types import Answer, Piece, Problem
 from anabranch.reason.prompts import messages as asked
 from anabranch.reason.solve import think
 from anabranch.serve.admission import Terms
+from anabranch.serve.calls import current, new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Finish
 from anabranch.serve.hub import Served, strategy_of
@@ -110,6 +111,8 @@ class Thinking:
         if conversation[-1]["role"] != "user":
             raise Refusal(400, "a strategy needs a last message by the user", param="messages")
         self.plan, self.served, self.rule, self.limit = plan, served, rule, limit
+        self._call = current()
+        self._call.strategy = str(plan.strategy)
         self.form = form
         self._watch = self._grow if live else None
         self._grown: dict[str, Grown] = {}
@@ -129,9 +132,11 @@ class Thinking:
         """Think, and tell what happens."""
         spend = self.plan.budget
         whole = Budget(spend.tokens, min(spend.seconds or terms.seconds, terms.seconds))
+        if self._call.traced:
+            self._call.trace = self.served.lm.trace(None, self.plan.strategy, whole, seed)
         tokens = await self.served.render(self._turns)
         budget = whole.share(_share(whole, len(tokens))) if self.rule else whole
-        run = Run(seed=seed, budget=budget, trace=self, watch=self._watch)
+        run = new_run(seed=seed, budget=budget, trace=self, watch=self._watch)
         cached = 0
 
         def root(problem: Problem, run: Run) -> Branch:
@@ -152,17 +157,21 @@ class Thinking:
             await asyncio.gather(work, return_exceptions=True)
         answer = await work
         self.content, self.reasoning = answer.answer, answer.text
-        extra = Run(seed=seed, budget=whole)
+        extra = new_run(seed=seed, budget=whole)
         if self.rule is not None:
             await self._put_in_form(answer, extra, terms)
+        self._call.finishes[self.finish] += 1
         self._conclude(answer, extra, cached)
 
     def note(self, event: str, **fields: object) -> None:
         """See `Log`."""
+        if self._call.trace is not None:
+            self._call.trace.note(event, **fields)
         if event == "extend":
             self._grown.pop(str(fields["branch"]), None)
         self._events.put_nowait(("trace", {"event": event, **plain(fields)}))
         if event == "extend" and fields["text"]:
+            self._call.wrote()
             self._events.put_nowait(("reasoning", f"[{fields['branch']}] {fields['text']}\n"))
         now = time.monotonic()
         if now - self._told >= PROGRESS_SECONDS:

@@ -1,0 +1,168 @@
+"""One request of a client, whatever route it takes: whose it is, and what it has used so far.
+
+The request under way is found by `current()`, in its own tasks and in those that they start, so
+that routes need not hand it on. Programs are made by `new_run`, which counts what they use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from anabranch.program.run import Run
+from anabranch.program.trace import Trace
+from anabranch.serve.keys import Account
+from anabranch.serve.metrics import Metrics
+
+_CURRENT: ContextVar[Call] = ContextVar("call")
+
+
+class Call:
+    """A request.
+
+    Args:
+        on_end: told when nothing is under way any more. A request that goes on in the background
+            may begin anew after that, and ends again.
+        stopping: set when the server will wait for it no longer.
+        traced: whether its trace is to be kept.
+
+    Attributes:
+        model, strategy, seed: as far as it has come to that.
+        status: of the response; `complete`: all of it was handed over.
+        seconds: since it came; `first`: until the first text was there.
+        finishes: why its choices ended.
+        trace: of its strategy, where it is kept.
+        prompt_tokens, tokens: used so far: of prompts, and drawn or given in replies.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        id: str,
+        *,
+        method: str = "",
+        route: str = "",
+        metrics: Metrics,
+        on_end: Callable[[Call], None] = lambda call: None,
+        stopping: asyncio.Event,
+        traced: bool = False,
+    ) -> None:
+        self.account, self.id, self.method, self.route = account, id, method, route
+        self.stopping, self.traced = stopping, traced
+        self.trace: Trace | None = None
+        self.model = ""
+        self.strategy: str | None = None
+        self.seed: int | None = None
+        self.status, self.complete = 200, False
+        self.finishes: Counter[str] = Counter()
+        self.prompt_tokens = self.tokens = 0
+        self.first: float | None = None
+        self._metrics, self._on_end = metrics, on_end
+        self._began = time.monotonic()
+        self._latest: dict[int, float] = {}
+        self._runs: list[Run] = []
+        self._held = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it came."""
+        return time.monotonic() - self._began
+
+    @property
+    def outcome(self) -> str | None:
+        """Why it ended: of several reasons, the one that most choices had; None: wrote nothing."""
+        return max(self.finishes, key=lambda reason: self.finishes[reason], default=None)
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """For as long as it is."""
+        self._held += 1
+        self.account.calls.add(self)
+        try:
+            yield
+        finally:
+            self.settle()
+            self._held -= 1
+            if not self._held:
+                self._end()
+
+    def _end(self) -> None:
+        self.account.calls.discard(self)
+        if self._runs:
+            if not self.complete or self.status == 499:
+                self.finishes["abort"] += 1
+            elif self.status >= 400:
+                self.finishes["error"] += 1
+            for reason, count in (self.finishes or Counter(none=1)).items():
+                self._metrics.finished.labels(self.model, reason).inc(count)
+            self._metrics.whole.labels(self.model).observe(self.seconds)
+        self._on_end(self)
+        self._runs.clear()
+        self._latest.clear()
+        self.trace = None
+        self.finishes.clear()
+        self.prompt_tokens = self.tokens = 0
+
+    def new_run(self, **options: Any) -> Run:
+        """See `new_run`."""
+        run = Run(scope=self.account.scope, group=self.account.group, **options)
+        self._runs.append(run)
+        self.seed = run.seed if self.seed is None else self.seed
+        return run
+
+    @property
+    def generated(self) -> bool:
+        """Whether it came to asking a model."""
+        return bool(self._runs)
+
+    @property
+    def pending(self) -> int:
+        """Tokens not charged yet, about: those of steps under way are known by their rows only."""
+        rows = sum(run.cost.computed + run.cost.cached for run in self._runs)
+        return max(0, rows - self.prompt_tokens - self.tokens)
+
+    def settle(self) -> None:
+        """Count and charge what was used since the last time."""
+        prompt = sum(run.prompt_tokens for run in self._runs) - self.prompt_tokens
+        tokens = sum(run.sampled_tokens + run.forced_tokens for run in self._runs) - self.tokens
+        self.prompt_tokens += prompt
+        self.tokens += tokens
+        if prompt or tokens:
+            self.account.charge(prompt + tokens)
+            self._metrics.prompt_tokens.labels(self.model).inc(prompt)
+            self._metrics.tokens.labels(self.model).inc(tokens)
+
+    def wrote(self, choice: int | None = None) -> None:
+        """A text is there; of a choice, where these are written one token after the other."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now - self._began
+            self._metrics.first.labels(self.model).observe(self.first)
+        if choice is not None:
+            if choice in self._latest:
+                self._metrics.between.labels(self.model).observe(now - self._latest[choice])
+            self._latest[choice] = now
+
+
+def current() -> Call:
+    """The request under way in this task."""
+    return _CURRENT.get()
+
+
+def begin(call: Call) -> None:
+    """Let this task and those that it starts belong to a request."""
+    _CURRENT.set(call)
+
+
+def new_run(**options: Any) -> Run:
+    """A program of the request under way: its key's cache scope and fair share are its own.
+
+    Args:
+        options: as `Run` takes them.
+    """
+    return current().new_run(**options)

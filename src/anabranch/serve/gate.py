@@ -1,0 +1,105 @@
+"""The door that every request passes: keys, request ids, and where a browser may ask from."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from anabranch.serve.calls import Call, begin
+from anabranch.serve.errors import Refusal, refusal_of
+from anabranch.serve.keys import LOOPBACK, Account, Keyring
+
+OPEN_ROUTES = ("/health",)
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Gate:
+    """Lets in who has a key, and knows from then on whose request it is.
+
+    A key comes as a bearer token, or as the password of HTTP's basic authentication, which
+    browsers ask their user for. `/health` alone is open.
+
+    Args:
+        call: makes a `Call` of an account, an id, `method` and `route`.
+        nobody: whose requests without a key are.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: Keyring, call: Callable[..., Call], nobody: Account
+    ) -> None:
+        self.app, self.keys, self._call, self._nobody = app, keys, call, nobody
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # nothing here speaks anything else: the server closes the connection
+        headers = Headers(scope=scope)
+        told = headers.get("x-request-id", "")
+        name = told if _ID.fullmatch(told) else f"req-{secrets.token_hex(12)}"
+        account = self.keys.find(_key(headers))
+        call = self._call(
+            account or self._nobody, name, method=scope["method"], route=scope["path"]
+        )
+        begin(call)
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started, call.status = True, message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                call.complete = True
+
+        with call.under_way():
+            try:
+                if scope["path"] not in OPEN_ROUTES:
+                    self._check(headers, account)
+                await self.app(scope, receive, answer)
+            except Exception as error:
+                refusal = refusal_of(error)
+                call.status = refusal.status
+                if not started:
+                    await refusal.response()(scope, receive, answer)
+
+    def _check(self, headers: Headers, account: Account | None) -> None:
+        if account is None:
+            raise Refusal(
+                401, "no valid API key was given; send `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+            )  # fmt: skip
+        if self.keys.open is not None and _host(headers.get("host", "")) not in LOOPBACK:
+            # A page elsewhere may give its own name this machine's address ("DNS rebinding").
+            raise Refusal(403, "without API keys, requests must name this machine as their host")
+        bearer = headers.get("authorization", "")[:7].lower() == "bearer "
+        if not bearer and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            raise Refusal(403, "requests from other sites' pages need a bearer token")
+
+
+def _key(headers: Headers) -> str | None:
+    """The key that a request shows."""
+    kind, _, told = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return told.strip()
+    if kind.lower() == "basic":
+        try:
+            return base64.b64decode(told, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return None
+
+
+def _host(header: str) -> str:
+    """A host without its port, as in `[::1]:8000`."""
+    host = header.rpartition("]")[0].lstrip("[") if header.startswith("[") else header.split(":")[0]
+    return host.lower()
