@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -15,6 +16,9 @@ from urllib.request import urlopen
 import pytest
 
 from anabranch.reason.registry import strategies
+from anabranch.serve.calls import Call, begin
+from anabranch.serve.keys import Account
+from anabranch.serve.metrics import Metrics
 from anabranch.serve.think import Thinking, plan_of
 from anabranch.serve.views import PAGE
 from anabranch.serve.wire import Extension
@@ -241,10 +245,14 @@ def test_growth_is_told_seldom_and_only_to_who_asks() -> None:
 
 
 def test_numbers_that_json_cannot_write_become_null(server: Running) -> None:
-    plan = plan_of(Extension(strategy="single"), None, None)
-    assert plan is not None
-    thinking = Thinking(plan, server.hub.models["scripted"], ASKED, None, 1)
-    thinking.note("score", branch="0", options=["x"], scores=[-math.inf])
-    kind, event = thinking._events.get_nowait() or ("", {})
+    async def noted() -> tuple[str, Any] | None:
+        begin(Call(Account(), "id", metrics=Metrics(), stopping=asyncio.Event()))
+        plan = plan_of(Extension(strategy="single"), None, None)
+        assert plan is not None
+        thinking = Thinking(plan, server.hub.models["scripted"], ASKED, None, 1)
+        thinking.note("score", branch="0", options=["x"], scores=[-math.inf])
+        return thinking._events.get_nowait()
+
+    kind, event = asyncio.run(noted()) or ("", {})
     assert kind == "trace"
     assert json.loads(json.dumps(event, allow_nan=False))["scores"] == [None]
