@@ -29,6 +29,7 @@ INSTEAD = "\nAnother idea instead of this:\n"
 BACK = "\nBack to where this was the last step: {}\nAnother next step:\n"
 RESTART = "\nBack to the beginning. Another first step:\n"
 CLOSE = "\nThe answer is"
+GOOD = 0.5
 
 
 @dataclass
@@ -37,6 +38,86 @@ class Place:
 
     steps: tuple[str, ...]
     tries: int
+
+
+class Places:
+    """Where a search may go on.
+
+    Args:
+        depth_first: from the newest, else from the oldest.
+        fanout: tries of each.
+    """
+
+    def __init__(self, depth_first: bool, fanout: int) -> None:
+        self._latest, self._fanout = -1 if depth_first else 0, fanout
+        self.open = [Place((), fanout)]
+        self._rejected: list[tuple[float, Place]] = []
+
+    def take(self) -> Place | None:
+        """One try of the next place: when all looked bad, of the least bad."""
+        if not self.open and self._rejected:
+            least = max(self._rejected, key=lambda rejected: rejected[0])
+            self._rejected.remove(least)
+            self.open = [least[1]]
+        if not self.open:
+            return None
+        place = self.open[self._latest]
+        place.tries -= 1
+        return place
+
+    def add(self, steps: tuple[str, ...], share: float) -> Place:
+        """A place that looks good with this probability."""
+        place = Place(steps, self._fanout)
+        if share > GOOD:
+            self.open.append(place)
+        else:
+            self._rejected.append((share, place))
+        return place
+
+
+@dataclass
+class Narration:
+    """One text, and how it is written on.
+
+    Attributes:
+        silent: the same question with an opinion asked of no idea at all.
+    """
+
+    thought: Thought
+    silent: Branch
+    step_tokens: int
+    temperature: float
+
+    async def tell(self, text: str) -> bool:
+        """Force a part of the form; whether the budget covered it."""
+        return (await self.thought.branch.force(text)).stop == "forced"
+
+    async def write(self, steps: tuple[str, ...], opening: str = "") -> str:
+        """One line of the model's, which stands as the thought's text unless it has an answer."""
+        thought, branch, last = self.thought, self.thought.branch, self.thought.branch.last
+        begun = len(branch.text)
+        try:
+            await branch.extend(
+                self.step_tokens, until="\n", keep=False, temperature=self.temperature
+            )
+        finally:
+            step, idea = branch.last, branch.text[begun:].strip()
+            if step is not None and step is not last:
+                thought.logp, thought.logw = thought.logp + step.logp, thought.logw + step.logw
+                thought.tokens += len(step.tokens)
+                if step.stop == "end" and branch.live:  # the narration goes on
+                    thought.branch = branch.fork(at=Mark(branch.id, step.end.position - 1))
+                    branch.drop("its end was taken back")
+            if thought.answer is None:
+                thought.text = "\n".join([*steps, f"{opening} {idea}".strip()])
+        return idea
+
+    async def looks_good(self) -> float:
+        """How likely the model says so of its latest idea."""
+        if not await self.tell(RATE):
+            return 0.0
+        _, shares = await choose(self.thought.branch, VERDICTS, prior=self.silent)
+        return shares["good"]
 
 
 @strategy(
@@ -73,83 +154,43 @@ def narrated(
         await silent.force(RATE)
         thoughts = [Thought(branch) for branch in root.fork(n)]
         root.run.thoughts += thoughts
-        await together(narrate(thought, silent, problem) for thought in thoughts)
+        await together(
+            narrate(Narration(thought, silent, step_tokens, temperature), problem)
+            for thought in thoughts
+        )
         silent.drop("its opinions are known")
         return thoughts
 
-    async def narrate(thought: Thought, silent: Branch, problem: Problem) -> None:
+    async def narrate(narration: Narration, problem: Problem) -> None:
+        thought, places = narration.thought, Places(order == "dfs", fanout)
         before: Place | None = None
         latest: Place | None = None
-        rejected: list[tuple[float, Place]] = []
-        places, answered = [Place((), fanout)], False
+        answered = False
         for _ in range(rounds):
-            if thought.branch.run.budget.over:
+            if thought.branch.run.budget.over or (place := places.take()) is None:
                 break
-            if not places:  # all looked bad: the least bad of them
-                if not rejected:
-                    break
-                least = max(rejected, key=lambda r: r[0])
-                rejected.remove(least)
-                places = [least[1]]
-            place = places[-1 if order == "dfs" else 0]
             lead = "" if before is None else _lead(place, before, latest)
-            if lead and not await tell(thought, lead):
+            if lead and not await narration.tell(lead):
                 break
-            place.tries -= 1
-            idea = await write(thought, place.steps)
+            idea = await narration.write(place.steps)
             here = (*place.steps, idea)
-            share = await looks_good(thought, silent) if idea else 0.0
-            good = share > 0.5
+            share = await narration.looks_good() if idea else 0.0
             answer = extract("\n".join(here), problem, done=False)
-            if answer is not None and (good or not answered):
+            if answer is not None and (share > GOOD or not answered):
                 thought.text, thought.answer, answered = "\n".join(here), answer, True
-            if answer is not None and good:
+            if answer is not None and share > GOOD:
                 break
-            before, latest = place, None
-            places = [p for p in places if p.tries]
-            if idea and answer is None:
-                latest = Place(here, fanout)
-                if good:
-                    places.append(latest)
-                else:
-                    rejected.append((share, latest))
-        if not answered and await tell(thought, CLOSE):
-            steps = max((p.steps for p in places), key=len, default=())
-            end = await write(thought, steps, CLOSE.strip())
+            places.open = [p for p in places.open if p.tries]
+            before = place
+            latest = places.add(here, share) if idea and answer is None else None
+        if not answered and await narration.tell(CLOSE):
+            steps = max((p.steps for p in places.open), key=len, default=())
+            end = await narration.write(steps, CLOSE.strip())
             thought.answer = extract(f"{CLOSE} {end}", problem, done=True)
         thought.done = thought.answer is not None
         note_thought(thought)
 
-    async def write(thought: Thought, steps: tuple[str, ...], opening: str = "") -> str:
-        """One line of the model's, which stands as the thought's text unless it has an answer."""
-        branch, last = thought.branch, thought.branch.last
-        begun = len(branch.text)
-        try:
-            await branch.extend(step_tokens, until="\n", keep=False, temperature=temperature)
-        finally:
-            step, idea = branch.last, branch.text[begun:].strip()
-            if step is not None and step is not last:
-                thought.logp, thought.logw = thought.logp + step.logp, thought.logw + step.logw
-                thought.tokens += len(step.tokens)
-                if step.stop == "end" and branch.live:  # the narration goes on
-                    thought.branch = branch.fork(at=Mark(branch.id, step.end.position - 1))
-                    branch.drop("its end was taken back")
-            if thought.answer is None:
-                thought.text = "\n".join([*steps, f"{opening} {idea}".strip()])
-        return idea
-
-    async def looks_good(thought: Thought, silent: Branch) -> float:
-        if not await tell(thought, RATE):
-            return 0.0
-        _, shares = await choose(thought.branch, VERDICTS, prior=silent)
-        return shares["good"]
-
     return run
-
-
-async def tell(thought: Thought, text: str) -> bool:
-    """Force a part of the form; whether the budget covered it."""
-    return (await thought.branch.force(text)).stop == "forced"
 
 
 def _lead(place: Place, before: Place, latest: Place | None) -> str:
