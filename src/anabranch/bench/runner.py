@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anabranch import __version__
-from anabranch.bench.attempts import Sample
+from anabranch.bench.attempts import Attempt, Sample
 from anabranch.bench.environment import environment
 from anabranch.bench.grid import Cell, Grid
 from anabranch.bench.models import kernel, load_model, parameters
@@ -158,6 +158,17 @@ class Bench:
         mean = sum(c.seconds for c in self.columns) / done
         each = column.seconds / column.done if column.done else mean
         return scale * each * (column.total - column.done)
+
+    def attempts(self) -> list[Attempt]:
+        """What the records have of this grid by now; they may hold more than it asks for."""
+        # Two cells may be one condition, written differently.
+        columns = {c.condition.id: (c.condition, c.cell) for c in self.columns if c.condition}
+        return [
+            attempt
+            for condition, cell in columns.values()
+            for attempt in self.records.attempts([condition])
+            if attempt.problem < cell.problems and attempt.seed in cell.seeds
+        ]
 
     def _jobs(self, lm: LM, columns: Sequence[Column]) -> list[Job]:
         """What is left to do, so ordered that all columns grow together and prompts are shared."""

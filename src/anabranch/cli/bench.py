@@ -145,22 +145,16 @@ def run_grid(
                 bench.run()
             except (KeyboardInterrupt, AnabranchError) as error:
                 stopped = error  # told after what there is by now
-        begun = {c.condition.id: (c.condition, c.cell) for c in bench.columns if c.condition}
-        attempts = [
-            attempt
-            for condition, cell in begun.values()
-            for attempt in records.attempts([condition])
-            # The records may hold more than is asked for.
-            if attempt.problem < cell.problems and attempt.seed in cell.seeds
-        ]
-        sizes = {c.settings.model: c.settings.parameters for c, _ in begun.values()}
+        attempts = bench.attempts()
+        begun = [c.condition.settings for c in bench.columns if c.condition]
+        sizes = {settings.model: settings.parameters for settings in begun}
         skipped = [c for c in bench.columns if c.skipped]
         sessions = records.sessions()
     if as_json:
         print_json(_results(attempts, sizes, skipped, bench.notes, sessions))
-    elif attempts:
-        _print_results(attempts, sizes)
-    if not as_json:
+    else:
+        if attempts:
+            _print_results(attempts, sizes)
         for column in skipped:
             print(f"skipped: {short(column.cell.strategy)}, {column.cell.task}: {column.skipped}")
         for note in bench.notes:
@@ -169,12 +163,15 @@ def run_grid(
     if stopped is not None:
         raise stopped
     if page and attempts and not as_json:
-        folder = out.with_name(f"{out.stem}-report")
-        try:
-            for path in write_report(attempts, folder, provenance=merged(sessions)):
-                print(path)
-        except UnsupportedError as error:  # the results are kept, and a page can be made later
-            print(f"note: no page: {error}")
+        _page(attempts, out.with_name(f"{out.stem}-report"), sessions)
+
+
+def _page(attempts: Sequence[Attempt], folder: Path, sessions: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        for path in write_report(attempts, folder, provenance=merged(sessions)):
+            print(path)
+    except UnsupportedError as error:  # the results are kept, and a page can be made later
+        print(f"note: no page: {error}")
 
 
 def _grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:
