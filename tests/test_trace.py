@@ -126,7 +126,7 @@ def test_flipped_bits_are_a_fault_or_harmless(
         tree = read_trace(path)
     except FileFormatError:
         return
-    drawn(tree, full=True)
+    assert drawn(tree, full=True)
 
 
 HEADER = (
