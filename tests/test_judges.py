@@ -6,7 +6,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +27,7 @@ from anabranch.reason.solve import think
 from anabranch.verify import equality, registry
 from anabranch.verify.equality import numeric, symbolic
 from anabranch.verify.registry import UNKNOWN, Judge, judges, parse, rate
+from anabranch.verify.rollout import rollout
 from anabranch.verify.value import Head
 from tests.engines import run as run_checked
 from tests.scripted import Rule, ask, replies, scripted
@@ -367,6 +368,25 @@ def test_a_rollout_without_a_check_counts_agreement() -> None:
         ratings = await rate(made("rollout(n=2)"), SUM, thoughts)
         # Two ends each; of the other seven, five say 4 with the first three, one says 5 with B.
         assert ratings == pytest.approx([5 / 7] * 3 + [1 / 7])
+
+    world(program)
+
+
+def test_a_short_rollout_is_rated_where_it_stops() -> None:
+    world = World({"A\nb\nc\nd\ne": 1.0})
+    seen: list[str] = []
+
+    async def text(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+        seen.extend(thought.text for thought in thoughts)
+        return [0.25] * len(thoughts)
+
+    async def program() -> None:
+        thought = await world.thought("A\n", done=False)
+        for steps in (1, 2, 9):
+            judge = rollout(n=1, judge=Judge(text, name=f"text{steps}"), steps=steps)
+            assert await rate(judge, SUM, [thought]) == [0.25]
+        assert seen == ["A\nb\n", "A\nb\nc\n", "A\nb\nc\nd\ne"]
+        assert thought.text == "A\n"
 
     world(program)
 
