@@ -581,6 +581,20 @@ def test_process_rates_a_shared_step_once() -> None:
     world(program)
 
 
+def test_process_reads_a_reply_without_the_turns_before_it() -> None:
+    base, asked = fixed({"zwölf\n": 0.5, "zwölf\nend": 0.8}, "base")
+    world = World(SAYING)
+
+    async def program() -> None:
+        thought = await world.thought("first\ndräft\n\nRevise it.\nzwölf\nend", "4")
+        thought.text = "zwölf\nend"
+        judge = combined("process", judge=base, aggregate="product", step="line")
+        assert await rate(judge, SUM, [thought]) == pytest.approx([0.4])
+        assert asked == ["zwölf\n", "zwölf\nend"]
+
+    world(program)
+
+
 def test_process_needs_a_judge_of_steps() -> None:
     with pytest.raises(InputError, match="unfinished"):
         made("process(judge=agreement)")

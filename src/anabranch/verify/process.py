@@ -11,7 +11,7 @@ from anabranch.program.registry import OneOf
 from anabranch.program.types import Mark, Problem, Thought
 from anabranch.verify import registry
 from anabranch.verify.aggregates import AGGREGATES
-from anabranch.verify.asking import place, step_ends, unasked
+from anabranch.verify.asking import before, place, step_ends, unasked
 from anabranch.verify.registry import UNKNOWN, Judge, JudgedBy, Steps, boundary, judge
 
 
@@ -49,13 +49,14 @@ def process(
                     unasked(branch, "the thought was dropped")
                     steps.append([])
                     continue
-                places = [place(branch, end) for end in step_ends(branch, boundary(step))[:-1]]
+                places = [place(branch, end) for end in step_ends(thought, boundary(step))[:-1]]
                 steps.append(places)
+                others = before(thought)
                 for where in places:
                     if (judge.name, where) not in known and where not in new:
                         prefix = branch.fork(at=where)
                         stack.callback(prefix.drop, "process")
-                        new[where] = Thought(prefix, thought, text=prefix.text)
+                        new[where] = Thought(prefix, thought, text=prefix.text[others:])
             rated = await registry.rate(judge, problem, list(new.values()))
             known.update(((judge.name, w), r) for w, r in zip(new, rated, strict=True))
         last = await registry.rate(judge, problem, thoughts)
