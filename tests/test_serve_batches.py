@@ -17,7 +17,7 @@ import pytest
 
 from anabranch.errors import InputError
 from anabranch.serve import batch as batch_module
-from anabranch.serve.folder import Folder, Lines
+from anabranch.serve.folder import Folder, Folders, Lines
 from tests.serving import Running, serving
 from tests.test_serve import ask
 
@@ -306,14 +306,16 @@ def test_a_full_disk_refuses_files(
 
 
 def test_a_folder_has_one_server(tmp_path: Path) -> None:
-    first = Folder(tmp_path, 10, 1000)
+    first = Folders(tmp_path, [""], 10, 1000)
     with pytest.raises(InputError, match="another server"):
-        Folder(tmp_path, 10, 1000)
+        Folders(tmp_path, [""], 10, 1000)
     first.close()
-    Folder(tmp_path, 10, 1000).close()
+    Folders(tmp_path, [""], 10, 1000).close()
     (tmp_path / "plain").write_text("x")
-    with pytest.raises(InputError, match="cannot be used"):
-        Folder(tmp_path / "plain", 10, 1000)
+    (tmp_path / "keys").write_text("x")
+    for path, owner in ((tmp_path / "plain", ""), (tmp_path, "alice")):
+        with pytest.raises(InputError, match="cannot be used"):
+            Folders(path, [owner], 10, 1000)
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"a": 1}', b"\0" * 10 + b"\n", b"[1]\n", b"{}\xff\n"])

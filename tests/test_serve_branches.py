@@ -282,7 +282,7 @@ def test_dropped_branches_leave_no_text_behind(server: Running) -> None:
         client.do(client.root, "force", text="x" * 500)
         (child,) = client.do(client.root, "fork")["data"]
         client.call(f"branches/{client.root['id']}", method="DELETE")
-        (session,) = server.app.state.sessions._sessions.values()
+        (session,) = server.app.state.own[""].sessions._sessions.values()
         parent = session.branches[child["id"].partition(".")[2]].parent
         assert parent is not None
         assert parent.text == ""

@@ -260,19 +260,17 @@ async def embed(
     *,
     pooling: Pooling = "last",
     run: Run | None = None,
-    priority: float = 0.0,
 ) -> Any:
     """`[hidden]` float32: what the final normalised states of a prompt amount to.
 
     Args:
         pooling: the state after its last token, or the mean over all of its tokens.
         run: the program that pays for it; default: nobody.
-        priority: see `Engine.open`.
 
     Raises:
         InputError: its budget does not cover the prompt.
     """
-    branch = engine.open(prompt, run=run, priority=priority)
+    branch = engine.open(prompt, run=run)
     try:
         if pooling == "last":
             return (await branch.peek(1, hidden=True)).hidden

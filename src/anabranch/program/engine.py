@@ -65,7 +65,7 @@ class Engine:
         *,
         seed: int = 0,
         group: str | None = None,
-        priority: float = 0.0,
+        priority: float | None = None,
         deadline: float | None = None,
         scope: str = "",
         run: Run | None = None,
@@ -78,8 +78,8 @@ class Engine:
             seed: key of the random stream; with the same seed and prompt, the same tokens.
             group: a name for programs that belong together: policies share out the engine
                 between groups, and the trace keeps it; default: that of `run`.
-            priority: higher runs first.
-            deadline: seconds from now; earlier runs first among equals.
+            priority: higher runs first; default: that of `run`.
+            deadline: seconds from now; earlier runs first among equals; default: that of `run`.
             scope: prefixes are shared only inside one scope; default: that of `run`.
             run: the program it belongs to; default: one of its own, without limits.
 
@@ -112,13 +112,13 @@ class Engine:
         cursor, held = self.core.tree.open(scope or run.scope, derive(seed, 0), tokens)
         run.prompt_tokens += len(tokens)
         run.cost.cached += held
-        when = math.inf if deadline is None else time.monotonic() + deadline
+        when = run.deadline if deadline is None else time.monotonic() + deadline
         branch = Branch(
             self,
             run,
             cursor,
             str(next(run.roots)),
-            priority=priority,
+            priority=run.priority if priority is None else priority,
             deadline=when,
             group=group or "",
         )

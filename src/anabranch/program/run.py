@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,6 +36,8 @@ class Run:
         watch: told of every step of its branches while it is written; None: nobody looks.
         scope: its prompts share computed prefixes with programs of the same scope only.
         group: whose it is, where programs share an engine fairly.
+        priority, deadline: of its branches, see `Engine.open`; the deadline is a time on Python's
+            monotonic clock, in seconds, `inf` for none.
         live: its branches that have not been dropped.
         thoughts: its candidates so far, kept up to date by the strategy: what there is if it ends
             now.
@@ -52,8 +55,11 @@ class Run:
         watch: Watch | None = None,
         scope: str = "",
         group: str = "",
+        priority: float = 0.0,
+        deadline: float = math.inf,
     ) -> None:
         self.seed, self.scope, self.group, self.watch = seed, scope, group, watch
+        self.priority, self.deadline = priority, deadline
         self.budget = budget or Budget()
         self.budget.start()
         self.trace = trace

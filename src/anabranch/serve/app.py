@@ -23,17 +23,18 @@ from anabranch.serve import (
     service,
     views,
 )
-from anabranch.serve.admission import Admission
-from anabranch.serve.batch import Batches
-from anabranch.serve.calls import Call, begin
+from anabranch.serve.admission import Admission, Terms
+from anabranch.serve.batch import Batches, Means
+from anabranch.serve.calls import Call
 from anabranch.serve.errors import Refusal, add_handlers
-from anabranch.serve.folder import Folder
+from anabranch.serve.folder import Folders
 from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
 from anabranch.serve.jobs import Jobs
 from anabranch.serve.keys import DAY, Account, Keyring, keyring
 from anabranch.serve.logs import log_call
 from anabranch.serve.metrics import Metrics
+from anabranch.serve.own import Own
 from anabranch.serve.records import Records
 from anabranch.serve.sessions import Sessions
 from anabranch.serve.settings import Settings
@@ -63,31 +64,26 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
-        begin(new_call(nobody, "server"))  # whose what is done between requests is
         nonlocal records
         if settings.records is not None:
             records = Records(settings.records, settings.most_records, settings.traces)
             await asyncio.to_thread(_recall, records, keys)
         app.state.records = records
         app.state.jobs = jobs = Jobs()
-        folder = app.state.folder = _folder(settings)
+        folders = _folders(settings, keys)
         loading = asyncio.create_task(hub.load())
-        app.state.batches = Batches(
-            folder,
-            hub,
-            jobs,
-            loading,
-            side_by_side=settings.batch_lines,
-            seconds=settings.seconds,
-        )
+        lines = Terms(Admission(settings.batch_lines, None), settings.seconds)
+        means = Means(hub, jobs, loading, lines, settings.batch_lines, new_call)
+        for name, folder in folders.of.items() if folders else ():
+            owned[name].batches = Batches(folder, keys.accounts[name], means)
         try:
             yield
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await jobs.close()
-            if folder is not None:
-                folder.close()
+            if folders is not None:
+                folders.close()
             hub.close()
             if records is not None:
                 await asyncio.to_thread(records.close)
@@ -99,8 +95,13 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     app.state.hub, app.state.settings, app.state.admission = hub, settings, admission
     app.state.keys, app.state.metrics, app.state.stopping = keys, metrics, stopping
     metrics.watch(hub, admission)
-    app.state.sessions = Sessions(settings.sessions, settings.session_branches, settings.branches)
-    app.state.store = Store(settings.responses, settings.responses_bytes)
+    owned = app.state.own = {
+        name: Own(
+            Store(settings.responses, settings.responses_bytes),
+            Sessions(settings.sessions, settings.session_branches, settings.branches),
+        )
+        for name in keys.accounts
+    }
     add_handlers(app)
     app.add_middleware(
         BodyLimit, most=settings.body_bytes, others={"/v1/files": settings.file_bytes}
@@ -122,10 +123,10 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     return app
 
 
-def _folder(settings: Settings) -> Folder | None:
+def _folders(settings: Settings, keys: Keyring) -> Folders | None:
     if settings.folder is None:
         return None
-    return Folder(settings.folder, settings.files, settings.files_bytes)
+    return Folders(settings.folder, keys.accounts, settings.files, settings.files_bytes)
 
 
 def _recall(records: Records, keys: Keyring) -> None:

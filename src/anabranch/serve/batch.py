@@ -1,4 +1,4 @@
-"""Batches under way: every line of a file is a request of its own.
+"""Batches under way: every line of a file is a request of its own, by the key of its batch.
 
 Each line's result is on the disk before it counts. After a kill the lines without one are done
 again, and no others.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import time
@@ -20,12 +21,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from anabranch.serve import chat, completions, embeddings
-from anabranch.serve.admission import Admission, Terms
+from anabranch.serve.admission import Terms
+from anabranch.serve.calls import Call, begin
 from anabranch.serve.errors import Refusal, invalid_body, refusal_of
-from anabranch.serve.files import about
-from anabranch.serve.folder import Folder, Lines, Record
+from anabranch.serve.folder import Folder, Lines, Record, about
 from anabranch.serve.hub import Hub
 from anabranch.serve.jobs import Jobs
+from anabranch.serve.keys import Account
 from anabranch.serve.plain import new_id
 
 log = logging.getLogger("anabranch.serve")
@@ -39,9 +41,12 @@ HOURS = 24 * 3600.0
 RETRY_SECONDS = 2.0
 """Time until what had no room, on the disk or in memory, is tried again."""
 
+QUOTA_SECONDS = 60.0
+"""Longest time until it is looked again whether a key has tokens left: clocks may be set."""
+
 TRIES = 5
-PRIORITY = -1.0
-"""Of lines; people who wait have 0."""
+BEHIND = 100
+"""How far lines stand behind people who wait: more than any key or request can make up for."""
 
 ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")
 
@@ -80,35 +85,37 @@ class Line:
     size: int
 
 
-class Batches:
-    """All batches of a folder.
-
-    Args:
-        folder: where they are kept, None where there are none.
-        loaded: done once the models answer.
-        side_by_side: lines that run at the same time, those of all batches together.
-        seconds: longest time of one line.
+@dataclass(frozen=True)
+class Means:
+    """What all batches of a server run by.
 
     Attributes:
+        loaded: done once the models answer.
+        terms: on which a line runs, whosever it is.
+        side_by_side: lines that run at the same time, those of all batches together.
+        new_call: makes the `Call` of an account and an id, `method`, `route` and `behind`.
+    """
+
+    hub: Hub
+    jobs: Jobs
+    loaded: asyncio.Future[None]
+    terms: Terms
+    side_by_side: int
+    new_call: Callable[..., Call]
+
+
+class Batches:
+    """All batches of one key. Those that were under way when the server ended go on.
+
+    Attributes:
+        folder: where they are kept, and the files.
         reading: files that batches under way read.
     """
 
-    def __init__(
-        self,
-        folder: Folder | None,
-        hub: Hub,
-        jobs: Jobs,
-        loaded: asyncio.Future[None],
-        *,
-        side_by_side: int,
-        seconds: float,
-    ) -> None:
-        self._folder, self._hub, self._jobs, self._loaded = folder, hub, jobs, loaded
-        self._side_by_side = side_by_side
-        places = Admission(side_by_side, MOST_ACTIVE * side_by_side)
-        self._terms = Terms(places, seconds, PRIORITY)
+    def __init__(self, folder: Folder, account: Account, means: Means) -> None:
+        self.folder, self._account, self._means = folder, account, means
         self._active: dict[str, Batch] = {}
-        for record in folder.records("batch") if folder else []:
+        for record in folder.records("batch"):
             if record["status"] in ACTIVE:
                 self._start(record)
 
@@ -119,35 +126,33 @@ class Batches:
 
     def add(self, record: Record) -> Record:
         """Begin one. Raises Refusal, OSError."""
-        assert self._folder is not None
         if len(self._active) >= MOST_ACTIVE:
             raise Refusal(429, f"{MOST_ACTIVE} batches are under way", retry_after=60)
-        self._folder.write(record)
+        self.folder.write(record)
         return self._start(record).shown
 
-    def find(self, folder: Folder, name: str) -> Record:
+    def find(self, name: str) -> Record:
         """One as it stands. Raises Refusal."""
         if name in self._active:
             return self._active[name].shown
-        return shown(folder.record("batch", name))
+        return shown(self.folder.record("batch", name))
 
-    def cancel(self, folder: Folder, name: str) -> Record:
+    def cancel(self, name: str) -> Record:
         """End one; what is done stays. Raises Refusal, OSError."""
         batch = self._active.get(name)
         if batch is not None and batch.record["status"] in ("validating", "in_progress"):
             batch.cancel()
-        return self.find(folder, name)
+        return self.find(name)
 
     def _start(self, record: Record) -> Batch:
-        assert self._folder is not None
-        batch = Batch(record, self._folder, self._hub, self._terms, self._side_by_side)
+        batch = Batch(record, self.folder, self._account, self._means)
         self._active[record["id"]] = batch
-        batch.task = self._jobs.start(self._run(batch))
+        self._means.jobs.start(self._run(batch))
         return batch
 
     async def _run(self, batch: Batch) -> None:
         try:
-            await asyncio.shield(self._loaded)
+            await asyncio.shield(self._means.loaded)
             await batch.run()
         except Exception:
             log.exception("%s stopped; it goes on when the server is started again", batch.name)
@@ -159,14 +164,10 @@ class Batches:
 class Batch:
     """One batch, from its record to its files."""
 
-    def __init__(
-        self, record: Record, folder: Folder, hub: Hub, terms: Terms, side_by_side: int
-    ) -> None:
+    def __init__(self, record: Record, folder: Folder, account: Account, means: Means) -> None:
         self.record, self.name = record, record["id"]
-        self._folder, self._hub, self._terms = folder, hub, terms
-        self._side_by_side = side_by_side
+        self._folder, self._account, self._means = folder, account, means
         self._cancelled = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
 
     @property
     def shown(self) -> Record:
@@ -215,9 +216,8 @@ class Batch:
 
         async def some() -> None:
             for line in coming:
-                status, body = await self._answer(path, line)
-                response = {"status_code": status, "request_id": new_id("req"), "body": body}
-                good = status == 200
+                response = await self._answer(path, line)
+                good = response["status_code"] == 200
                 await self._append(
                     output if good else errors_file, line, response=response, error=None
                 )
@@ -226,7 +226,7 @@ class Batch:
 
         async def all_of_them() -> None:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._side_by_side, len(lines))):
+                for _ in range(min(self._means.side_by_side, len(lines))):
                     group.create_task(some())
 
         work = asyncio.ensure_future(all_of_them())
@@ -251,22 +251,52 @@ class Batch:
                 counts["failed"] += 1
         return "expired"
 
-    async def _answer(self, path: Path, line: Line) -> tuple[int, Any]:
-        """Status and body of a line's response."""
+    async def _answer(self, path: Path, line: Line) -> Record:
+        """The response to a line, as results have it."""
+        tries = itertools.count(1)
+        while True:
+            await self._until_allowed()
+            call = self._means.new_call(
+                self._account,
+                new_id("req"),
+                method="POST",
+                route=self.record["endpoint"],
+                behind=BEHIND,
+            )
+            begin(call)
+            refusal = None
+            with call.under_way():
+                try:
+                    body = await self._ask(path, line)
+                except Exception as error:
+                    refusal = refusal_of(error)
+                    call.status, body = refusal.status, refusal.body
+                call.complete = True
+            again = refusal is not None and refusal.status in (429, 503)
+            if again and refusal is not None and refusal.code == "quota_exceeded":
+                continue
+            if not again or (attempt := next(tries)) == TRIES:
+                return {"status_code": call.status, "request_id": call.id, "body": body}
+            await asyncio.sleep(RETRY_SECONDS * attempt)
+
+    async def _ask(self, path: Path, line: Line) -> dict[str, Any]:
+        """The body of a line's response. Raises what HTTP would tell as an error."""
         kind, answer = ENDPOINTS[self.record["endpoint"]]
-        for attempt in range(TRIES):
+        told = await asyncio.to_thread(_body, path, line)
+        try:
+            request = _unstreamed(kind.model_validate(told))
+        except ValidationError as error:
+            raise invalid_body(error.errors()) from None
+        return await answer(request, self._means.hub, self._means.terms)
+
+    async def _until_allowed(self) -> None:
+        """Wait until the key has tokens left. What the batch's time is not enough for expires."""
+        while True:
             try:
-                body = await asyncio.to_thread(_body, path, line)
-                request = _unstreamed(kind.model_validate(body))
-                return 200, await answer(request, self._hub, self._terms)
-            except ValidationError as error:
-                refusal = invalid_body(error.errors())
-            except Exception as error:
-                refusal = refusal_of(error)
-            if refusal.status not in (429, 503):
-                break
-            await asyncio.sleep(RETRY_SECONDS * (attempt + 1))
-        return refusal.status, refusal.body
+                self._account.check()
+                return
+            except Refusal as refusal:
+                await asyncio.sleep(min(refusal.retry_after or 0, QUOTA_SECONDS))
 
     async def _append(self, lines: Lines, line: Line, **fields: Any) -> None:
         record = {"id": new_id("batch_req"), "custom_id": line.custom_id, **fields}

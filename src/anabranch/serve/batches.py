@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from anabranch.serve.batch import ENDPOINTS, HOURS, Batches, shown
+from anabranch.serve.batch import ENDPOINTS, HOURS, shown
 from anabranch.serve.errors import Refusal
-from anabranch.serve.files import folder_of
+from anabranch.serve.own import batches_of
 from anabranch.serve.plain import new_id
 from anabranch.serve.wire import Body, Metadata, page
 
@@ -30,11 +30,11 @@ class NewBatch(Body):
 @routes.post("/v1/batches")
 async def create(body: NewBatch, request: Request) -> dict[str, Any]:
     """Begin a batch."""
-    folder = folder_of(request)
+    batches = batches_of(request)
     if body.endpoint not in ENDPOINTS:
         raise Refusal(400, f"endpoint: allowed: {', '.join(ENDPOINTS)}", param="endpoint")
-    folder.record("file", body.input_file_id)
-    folder.check_room("batch")
+    batches.folder.record("file", body.input_file_id)
+    batches.folder.check_room("batch")
     now = int(time.time())
     record = {
         "id": new_id("batch"),
@@ -53,7 +53,7 @@ async def create(body: NewBatch, request: Request) -> dict[str, Any]:
         "_output": new_id("file"),
         "_errors": new_id("file"),
     }
-    return _batches(request).add(record)
+    return batches.add(record)
 
 
 @routes.get("/v1/batches")
@@ -62,26 +62,21 @@ async def batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: str | None = None,
 ) -> dict[str, Any]:
-    """All batches, the newest first."""
-    folder = folder_of(request)
-    found = await asyncio.to_thread(folder.records, "batch")
+    """All batches of this key, the newest first."""
+    own = batches_of(request)
+    found = await asyncio.to_thread(own.folder.records, "batch")
     listed = page([shown(record) for record in found], limit, True, after)
-    listed["data"] = [_batches(request).find(folder, each["id"]) for each in listed["data"]]
+    listed["data"] = [own.find(each["id"]) for each in listed["data"]]
     return listed
 
 
 @routes.get("/v1/batches/{name}")
 async def batch(name: str, request: Request) -> dict[str, Any]:
     """One of them as it stands."""
-    return _batches(request).find(folder_of(request), name)
+    return batches_of(request).find(name)
 
 
 @routes.post("/v1/batches/{name}/cancel")
 async def cancel(name: str, request: Request) -> dict[str, Any]:
     """End one; what is done stays."""
-    return _batches(request).cancel(folder_of(request), name)
-
-
-def _batches(request: Request) -> Batches:
-    found: Batches = request.app.state.batches
-    return found
+    return batches_of(request).cancel(name)

@@ -18,10 +18,12 @@ from anabranch.program.budget import Budget
 from anabranch.program.derived import Norm, score
 from anabranch.program.types import Mark, Step
 from anabranch.serve.admission import Terms
+from anabranch.serve.calls import current
 from anabranch.serve.chat import Message, conversation
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import begun, rule_of, sampling_of
-from anabranch.serve.sessions import MOST_DEPTH, Session, Sessions
+from anabranch.serve.own import own
+from anabranch.serve.sessions import MOST_DEPTH, Session
 from anabranch.serve.stream import events, first, unless_gone
 from anabranch.serve.wire import Body, Drawn, Name, Seed, Spend, Structured, Tokens
 
@@ -103,7 +105,8 @@ class Peek(Body):
 @routes.post("/v1/branches")
 async def open_branch(body: Open, request: Request, secret: Secret = None) -> dict[str, Any]:
     """Open a root, in a new session if none is named. Its secret is told this once."""
-    state, sessions = request.app.state, _sessions(request)
+    state, sessions = request.app.state, own(request).sessions
+    current().account.check()
     given = [body.messages, body.prompt, body.tokens]
     if sum(each is not None for each in given) != 1:
         raise Refusal(400, "give one of messages, prompt and tokens", param="prompt")
@@ -111,6 +114,7 @@ async def open_branch(body: Open, request: Request, secret: Secret = None) -> di
         session = sessions.find(body.session, secret)
         if body.model not in (None, session.served.name) or body.budget or body.lease:
             raise Refusal(400, "model, budget and lease are the session's", param="session")
+        session.charge()
     else:
         if body.model is None:
             raise Refusal(400, "model is missing", param="model")
@@ -138,7 +142,7 @@ async def open_branch(body: Open, request: Request, secret: Secret = None) -> di
 @routes.get("/v1/sessions/{session}")
 async def session_state(session: str, request: Request, secret: Secret = None) -> dict[str, Any]:
     """What a session has spent, and its branches."""
-    found = _sessions(request).find(session, secret)
+    found = own(request).sessions.find(session, secret)
     budget = found.run.budget
     return _finite(
         {
@@ -157,7 +161,7 @@ async def session_state(session: str, request: Request, secret: Secret = None) -
 @routes.delete("/v1/sessions/{session}")
 async def end_session(session: str, request: Request, secret: Secret = None) -> dict[str, Any]:
     """Free all branches of a session."""
-    sessions = _sessions(request)
+    sessions = own(request).sessions
     found = sessions.find(session, secret)
     sessions.end(found)
     return {"id": found.id, "object": "session", "deleted": True}
@@ -185,7 +189,7 @@ async def drop(name: str, request: Request, secret: Secret = None) -> dict[str, 
 async def fork(name: str, body: Fork, request: Request, secret: Secret = None) -> dict[str, Any]:
     """New branches. Nothing is computed."""
     session, branch = _find(name, request, secret)
-    _sessions(request).check_room(session, body.n)
+    own(request).sessions.check_room(session, body.n)
     if branch.id.count(".") >= MOST_DEPTH:
         raise Refusal(400, f"forked {MOST_DEPTH} times below each other: open its tokens anew")
     children = branch.fork(body.n, at=None if body.at is None else Mark(branch.id, body.at))
@@ -235,7 +239,7 @@ async def score_options(
     """Log-probabilities of continuations; the branch stays as it is."""
     session, branch = _find(name, request, secret)
     with session.working(branch):
-        _sessions(request).check_room(session, len(body.options))
+        own(request).sessions.check_room(session, len(body.options))
         scores = await _within(request, lambda: score(branch, body.options, norm=body.norm))
     return JSONResponse(_finite({"object": "scores", "branch": name, "scores": scores}))
 
@@ -325,13 +329,8 @@ async def _pieces(
 
 def _find(name: str, request: Request, secret: str | None) -> tuple[Session, Branch]:
     session, _, rest = name.partition(".")
-    found = _sessions(request).find(session, secret)
+    found = own(request).sessions.find(session, secret)
     return found, found.branch(rest)
-
-
-def _sessions(request: Request) -> Sessions:
-    found: Sessions = request.app.state.sessions
-    return found
 
 
 def _branch(session: Session, branch: Branch) -> dict[str, Any]:

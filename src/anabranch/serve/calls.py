@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,8 +19,30 @@ from anabranch.program.run import Run
 from anabranch.program.trace import Trace
 from anabranch.serve.keys import Account
 from anabranch.serve.metrics import Metrics
+from anabranch.serve.wire import Turn
 
 _CURRENT: ContextVar[Call] = ContextVar("call")
+
+
+class Meter:
+    """What a program uses, each token charged once, whichever of its requests comes to it first."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._prompt = self._tokens = 0
+
+    def take(self) -> tuple[int, int]:
+        """Tokens of prompts, and drawn or given, since the last time."""
+        prompt, tokens = self.run.prompt_tokens, self.run.sampled_tokens + self.run.forced_tokens
+        new = prompt - self._prompt, tokens - self._tokens
+        self._prompt, self._tokens = prompt, tokens
+        return new
+
+    @property
+    def pending(self) -> int:
+        """Tokens not taken yet, about: those of steps under way are known by their rows only."""
+        cost = self.run.cost
+        return max(0, cost.computed + cost.cached - self._prompt - self._tokens)
 
 
 class Call:
@@ -30,8 +53,10 @@ class Call:
             may begin anew after that, and ends again.
         stopping: set when the server will wait for it no longer.
         traced: whether its trace is to be kept.
+        behind: how far its priority is below that of its key.
 
     Attributes:
+        priority: higher ones come first; `deadline`: when it is over, on Python's monotonic clock.
         model, strategy, seed: as far as it has come to that.
         status: of the response; `complete`: all of it was handed over.
         seconds: since it came; `first`: until the first text was there.
@@ -51,9 +76,11 @@ class Call:
         on_end: Callable[[Call], None] = lambda call: None,
         stopping: asyncio.Event,
         traced: bool = False,
+        behind: int = 0,
     ) -> None:
         self.account, self.id, self.method, self.route = account, id, method, route
         self.stopping, self.traced = stopping, traced
+        self.priority, self.deadline = account.priority - behind, math.inf
         self.trace: Trace | None = None
         self.model = ""
         self.strategy: str | None = None
@@ -65,13 +92,24 @@ class Call:
         self._metrics, self._on_end = metrics, on_end
         self._began = time.monotonic()
         self._latest: dict[int, float] = {}
-        self._runs: list[Run] = []
+        self.meters: list[Meter] = []
         self._held = 0
 
     @property
     def seconds(self) -> float:
         """Since it came."""
         return time.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """Seconds until its deadline; `inf` without one."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def wants(self, turn: Turn | None) -> None:
+        """When it wants to come, which its body tells. Told once."""
+        if turn is not None:
+            self.priority += turn.priority
+            self.deadline = self._began + (turn.deadline or math.inf)
 
     @property
     def outcome(self) -> str | None:
@@ -93,7 +131,7 @@ class Call:
 
     def _end(self) -> None:
         self.account.calls.discard(self)
-        if self._runs:
+        if self.generated:
             if not self.complete or self.status == 499:
                 self.finishes["abort"] += 1
             elif self.status >= 400:
@@ -102,34 +140,40 @@ class Call:
                 self._metrics.finished.labels(self.model, reason).inc(count)
             self._metrics.whole.labels(self.model).observe(self.seconds)
         self._on_end(self)
-        self._runs.clear()
+        self.meters.clear()
         self._latest.clear()
         self.trace = None
         self.finishes.clear()
         self.prompt_tokens = self.tokens = 0
 
-    def new_run(self, **options: Any) -> Run:
-        """See `new_run`."""
-        run = Run(scope=self.account.scope, group=self.account.group, **options)
-        self._runs.append(run)
-        self.seed = run.seed if self.seed is None else self.seed
-        return run
+    def metered(self, **options: Any) -> Meter:
+        """See `metered`."""
+        account = self.account
+        run = Run(
+            scope=account.scope,
+            group=account.group,
+            priority=self.priority,
+            deadline=self.deadline,
+            **options,
+        )
+        meter = Meter(run)
+        self.use(meter)
+        return meter
+
+    def use(self, meter: Meter) -> None:
+        """It goes on with a program, and pays for what that uses meanwhile."""
+        self.meters.append(meter)
+        self.seed = meter.run.seed if self.seed is None else self.seed
 
     @property
     def generated(self) -> bool:
         """Whether it came to asking a model."""
-        return bool(self._runs)
-
-    @property
-    def pending(self) -> int:
-        """Tokens not charged yet, about: those of steps under way are known by their rows only."""
-        rows = sum(run.cost.computed + run.cost.cached for run in self._runs)
-        return max(0, rows - self.prompt_tokens - self.tokens)
+        return bool(self.meters)
 
     def settle(self) -> None:
         """Count and charge what was used since the last time."""
-        prompt = sum(run.prompt_tokens for run in self._runs) - self.prompt_tokens
-        tokens = sum(run.sampled_tokens + run.forced_tokens for run in self._runs) - self.tokens
+        taken = [meter.take() for meter in self.meters]
+        prompt, tokens = sum(each for each, _ in taken), sum(each for _, each in taken)
         self.prompt_tokens += prompt
         self.tokens += tokens
         if prompt or tokens:
@@ -159,10 +203,16 @@ def begin(call: Call) -> None:
     _CURRENT.set(call)
 
 
-def new_run(**options: Any) -> Run:
-    """A program of the request under way: its key's cache scope and fair share are its own.
+def metered(**options: Any) -> Meter:
+    """A program of the request under way, which others may go on with: its key's cache scope and
+    fair share are its own, and so is its turn.
 
     Args:
         options: as `Run` takes them.
     """
-    return current().new_run(**options)
+    return current().metered(**options)
+
+
+def new_run(**options: Any) -> Run:
+    """Likewise, of this request alone."""
+    return metered(**options).run

@@ -16,6 +16,7 @@ from anabranch.engine.constraints import Constraint
 from anabranch.engine.requests import Result
 from anabranch.errors import InputError
 from anabranch.serve.admission import Terms
+from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
 from anabranch.serve.hub import Hub, Served
@@ -109,6 +110,7 @@ async def chat_completions(body: Chat, request: Request) -> Response:
 async def begin(body: Chat, hub: Hub, terms: Terms) -> Reply:
     """The reply to a body, not begun. Raises Refusal, InputError."""
     served, named = hub.find(body.model)
+    current().wants(body.anabranch)
     plan = plan_of(body.anabranch, named, body.reasoning_effort)
     toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
     rule = await begun(_rule(body, toolbox), served.lm.tokenizer)

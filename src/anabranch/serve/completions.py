@@ -15,6 +15,7 @@ from anabranch.engine.requests import Result
 from anabranch.program.tasks import together
 from anabranch.program.types import Step
 from anabranch.serve.admission import Terms
+from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
 from anabranch.serve.hub import Hub, Served
@@ -56,6 +57,7 @@ def begin(body: Completion, hub: Hub, terms: Terms) -> Text:
         )
     if body.stream and body.echo:
         raise Refusal(400, "echo does not go with stream", param="echo")
+    current().wants(body.anabranch)
     return Text(body, served, terms, prompts_of(body.prompt, served))
 
 

@@ -14,12 +14,12 @@ from pydantic import Field
 from anabranch.program.derived import Pooling, embed
 from anabranch.program.tasks import together
 from anabranch.serve.admission import Terms
-from anabranch.serve.calls import new_run
+from anabranch.serve.calls import current, new_run
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub
 from anabranch.serve.plain import prompts_of
 from anabranch.serve.stream import unless_gone
-from anabranch.serve.wire import Body, Name, Prompts
+from anabranch.serve.wire import Body, Name, Prompts, Turn
 
 routes = APIRouter()
 
@@ -27,7 +27,7 @@ SIDE_BY_SIDE = 32
 """Inputs of one request that are read at the same time."""
 
 
-class EmbeddingOptions(Body):
+class EmbeddingOptions(Turn):
     """How states become one vector: the mean over all tokens, or the state after the last."""
 
     pooling: Pooling = "mean"
@@ -60,14 +60,14 @@ async def whole(body: Embeddings, hub: Hub, terms: Terms) -> dict[str, Any]:
     if body.dimensions is not None and body.dimensions > hidden:
         raise Refusal(400, f"this model's vectors have {hidden} dimensions", param="dimensions")
     prompts = prompts_of(body.input, served, "input")
+    current().wants(body.anabranch)
     pooling = body.anabranch.pooling
     run = new_run()
     places = asyncio.Semaphore(SIDE_BY_SIDE)
 
     async def vector(tokens: list[int]) -> str | list[float]:
         async with places:
-            engine = served.lm.engine
-            state = await embed(engine, tokens, pooling=pooling, run=run, priority=terms.priority)
+            state = await embed(served.lm.engine, tokens, pooling=pooling, run=run)
         return _encoded(_unit(state[: body.dimensions]), body.encoding_format)
 
     async with terms.admission.place(), asyncio.timeout(terms.seconds):

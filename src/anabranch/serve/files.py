@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -11,7 +10,8 @@ from fastapi.responses import FileResponse
 from starlette.datastructures import UploadFile
 
 from anabranch.serve.errors import Refusal
-from anabranch.serve.folder import Folder
+from anabranch.serve.folder import about
+from anabranch.serve.own import batches_of
 from anabranch.serve.plain import new_id
 from anabranch.serve.wire import page
 
@@ -21,7 +21,7 @@ routes = APIRouter()
 @routes.post("/v1/files")
 async def upload(request: Request) -> dict[str, Any]:
     """Take in a file of requests."""
-    folder = folder_of(request)
+    folder = batches_of(request).folder
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Refusal(400, "not a multipart form", param="file")
     async with request.form(max_files=1, max_fields=8) as form:
@@ -52,8 +52,8 @@ async def files(
     after: str | None = None,
     purpose: str | None = None,
 ) -> dict[str, Any]:
-    """All files."""
-    found = await asyncio.to_thread(folder_of(request).records, "file")
+    """All files of this key."""
+    found = await asyncio.to_thread(batches_of(request).folder.records, "file")
     found = [record for record in found if purpose in (None, record["purpose"])]
     return page(found, limit, order == "desc", after)
 
@@ -61,13 +61,13 @@ async def files(
 @routes.get("/v1/files/{name}")
 async def file(name: str, request: Request) -> dict[str, Any]:
     """One of them."""
-    return folder_of(request).record("file", name)
+    return batches_of(request).folder.record("file", name)
 
 
 @routes.get("/v1/files/{name}/content")
 async def content(name: str, request: Request) -> FileResponse:
     """What it holds."""
-    folder = folder_of(request)
+    folder = batches_of(request).folder
     folder.record("file", name)
     return FileResponse(folder.data(name), media_type="application/jsonl")
 
@@ -75,32 +75,10 @@ async def content(name: str, request: Request) -> FileResponse:
 @routes.delete("/v1/files/{name}")
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Delete it."""
-    folder = folder_of(request)
+    batches = batches_of(request)
+    folder = batches.folder
     folder.record("file", name)
-    if name in request.app.state.batches.reading:
+    if name in batches.reading:
         raise Refusal(409, "a batch is reading this file: cancel it first")
     folder.remove(name)
     return {"id": name, "object": "file", "deleted": True}
-
-
-def about(folder: Folder, name: str, filename: str, purpose: str) -> dict[str, Any]:
-    """The record of a file whose data are there."""
-    return {
-        "id": name,
-        "object": "file",
-        "bytes": folder.data(name).stat().st_size,
-        "created_at": int(time.time()),
-        "filename": filename,
-        "purpose": purpose,
-        "status": "processed",
-    }
-
-
-def folder_of(request: Request) -> Folder:
-    """Where files are kept. Raises Refusal."""
-    folder: Folder | None = request.app.state.folder
-    if folder is None:
-        raise Refusal(
-            501, "this server keeps no files: its setting `folder` is not set", code="no_folder"
-        )
-    return folder

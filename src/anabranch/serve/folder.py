@@ -1,7 +1,8 @@
 """Files and batches on disk: a folder that survives kills, full disks and torn writes.
 
 A record is a JSON file that is replaced as a whole; what a batch writes grows by whole lines. Names
-on disk are ids of ours; what clients call their files stands in records only.
+on disk are ids of ours; what clients call their files stands in records only. Each key has a folder
+of its own in it, so that nobody's ids lead to what is another's.
 """
 
 from __future__ import annotations
@@ -11,48 +12,84 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from anabranch.errors import InputError
 from anabranch.serve.errors import Refusal
 
-_ID = re.compile(r"(file|batch)-[0-9a-f]{24}")
+KINDS = ("file", "batch")
+_ID = re.compile(rf"({'|'.join(KINDS)})-[0-9a-f]{{24}}")
 
 Record = dict[str, Any]
 
 
+class Folders:
+    """The folder of a server, held by one at a time, with a part for each of its keys.
+
+    Args:
+        owners: names of keys; "" is everybody, where there are no keys.
+        most: records of each kind, for each owner.
+        most_bytes: of an owner's data, above which no more is taken in.
+
+    Attributes:
+        of: each owner's part.
+
+    Raises:
+        InputError: it cannot be used, or another server holds it.
+    """
+
+    def __init__(self, path: Path, owners: Iterable[str], most: int, most_bytes: int) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / "lock", "ab")  # noqa: SIM115
+        except OSError as error:
+            raise _unusable(path, error) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError("another server uses the folder", got=path) from None
+        places = {owner: path / "keys" / owner if owner else path for owner in owners}
+        try:
+            self.of: Mapping[str, Folder] = {
+                owner: Folder(place, most, most_bytes) for owner, place in places.items()
+            }
+        except InputError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another server have it."""
+        self._lock.close()
+
+
+def _unusable(path: Path, error: OSError) -> InputError:
+    return InputError(f"the folder cannot be used: {error.strerror}", got=path)
+
+
 class Folder:
-    """The folder, held by one server at a time.
+    """What one owner keeps.
 
     Args:
         most: records of each kind.
         most_bytes: of all data, above which no more is taken in.
 
     Raises:
-        InputError: it cannot be used, or another server holds it.
+        InputError: it cannot be used.
     """
 
     def __init__(self, path: Path, most: int, most_bytes: int) -> None:
         self._path, self._most, self._most_bytes = path, most, most_bytes
         try:
-            for kind in ("file", "batch"):
+            for kind in KINDS:
                 (path / kind).mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / "lock", "ab")  # noqa: SIM115
+                for torn in (path / kind).glob("*.part"):
+                    torn.unlink()
         except OSError as error:
-            raise InputError(f"the folder cannot be used: {error.strerror}", got=path) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError("another server uses the folder", got=path) from None
-        for torn in path.glob("*/*.part"):
-            torn.unlink()
-
-    def close(self) -> None:
-        """Let another server have it."""
-        self._lock.close()
+            raise _unusable(path, error) from None
 
     # ---- records -------------------------------------------------------------------------------
 
@@ -120,6 +157,19 @@ class Folder:
     def _place(self, name: str, suffix: str) -> Path:
         assert _ID.fullmatch(name), name
         return self._path / name.partition("-")[0] / f"{name}.{suffix}"
+
+
+def about(folder: Folder, name: str, filename: str, purpose: str) -> Record:
+    """The record of a file whose data are there."""
+    return {
+        "id": name,
+        "object": "file",
+        "bytes": folder.data(name).stat().st_size,
+        "created_at": int(time.time()),
+        "filename": filename,
+        "purpose": purpose,
+        "status": "processed",
+    }
 
 
 class Lines:

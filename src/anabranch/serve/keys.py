@@ -38,6 +38,7 @@ class Key(BaseModel):
         tokens_per_minute, tokens_per_day: of prompts and replies, all branches counted, from the
             full minute and from midnight UTC. No request begins once they are used up; those that
             run come to their end.
+        priority: all its requests come before those of keys with a lower one.
         scope: keys of the same scope share computed prefixes; default: the name, so nobody's.
     """
 
@@ -49,6 +50,7 @@ class Key(BaseModel):
     waiting: Annotated[int, Field(ge=0, le=1 << 16)] = 64
     tokens_per_minute: Quota = None
     tokens_per_day: Quota = None
+    priority: Annotated[int, Field(ge=-10, le=10)] = 0
     scope: KeyName | None = None
 
 
@@ -90,6 +92,7 @@ class Account:
         name: of the key, "" without keys.
         group: for fair shares of the engine.
         scope: for the sharing of prefixes.
+        priority: of its requests, where they ask for none.
         calls: requests under way.
         most_running, most_waiting: as its key has it; None: no limit of its own.
     """
@@ -103,6 +106,7 @@ class Account:
     ) -> None:
         self.name = self.group = key.name if key else ""
         self.scope = "" if key is None or share_cache else f"key {key.scope or key.name}"
+        self.priority = key.priority if key else 0
         self.most_running = key.running if key else None
         self.most_waiting = key.waiting if key else None
         self.calls: set[Call] = set()
@@ -117,7 +121,8 @@ class Account:
 
     def check(self) -> None:
         """Raises Refusal: the tokens are used up, those of requests under way counted."""
-        pending = sum(call.pending for call in self.calls) if self._quotas else 0
+        meters = {meter for call in self.calls for meter in call.meters} if self._quotas else ()
+        pending = sum(meter.pending for meter in meters)
         for quota in self._quotas:
             if wait := quota.wait(pending):
                 name = "minute" if quota.seconds == MINUTE else "day"
@@ -177,7 +182,7 @@ def read_keys(path: Path) -> list[Key]:
         raise InputError(
             f"{path} cannot be read: {error}", fix="make a key with --new-key NAME"
         ) from None
-    names = [key.name for key in keys]
+    names = [key.name.casefold() for key in keys]  # folders are named so, on any file system
     if len(set(names)) < len(names):
         raise InputError(f"{path} has two keys of one name")
     return keys
@@ -198,7 +203,7 @@ def new_key(path: Path, name: str) -> str:
         raise InputError(
             "a key cannot have this name", got=name, allowed="1 to 64 letters, digits, . _ -"
         ) from None
-    if path.exists() and any(other.name == name for other in read_keys(path)):
+    if path.exists() and any(other.name.casefold() == name.casefold() for other in read_keys(path)):
         raise InputError("there is a key of this name", got=name, fix="choose another")
     text = f'\n[[key]]\nname = "{entry.name}"\nhash = "{entry.hash}"\n'
     try:

@@ -32,7 +32,7 @@ class Plain:
         self, served: Served, prompts: Sequence[list[int]], *, n: int, seed: int, terms: Terms
     ) -> None:
         self.served, self.prompts, self.n, self.seed = served, prompts, n, seed
-        self.terms, self.call = terms, current()
+        self.call = current()
         self.run = new_run(seed=seed, budget=Budget(seconds=terms.seconds))
         self.cached = 0
 
@@ -53,9 +53,7 @@ class Plain:
     def open(self, tokens: list[int]) -> Branch:
         """A prompt's branch."""
         before = self.run.cost.cached
-        root = self.served.lm.engine.open(
-            tokens, seed=self.seed, run=self.run, priority=self.terms.priority
-        )
+        root = self.served.lm.engine.open(tokens, seed=self.seed, run=self.run)
         self.cached += self.run.cost.cached - before
         return root
 

@@ -25,6 +25,7 @@ from anabranch.serve.items import (
     listed,
     messages_of,
 )
+from anabranch.serve.own import own
 from anabranch.serve.respond import Event, Kept, Response
 from anabranch.serve.store import Store
 from anabranch.serve.stream import events, first, unless_gone
@@ -118,8 +119,7 @@ class Create(Body):
 @routes.post("/v1/responses", response_model=None)
 async def create(body: Create, request: Request) -> HTTPResponse:
     """Reply to items."""
-    state = request.app.state
-    store: Store = state.store
+    state, store = request.app.state, own(request).store
     keeps = body.store is not False
     if body.background and not keeps:
         raise Refusal(400, "a response in the background must be stored", param="store")
@@ -145,7 +145,7 @@ async def retrieve(
     name: str, request: Request, stream: bool = False, starting_after: int = -1
 ) -> HTTPResponse:
     """A response as it stands; with `stream`, what has happened and happens yet."""
-    kept = _store(request).get(name)
+    kept = own(request).store.get(name)
     if not stream:
         return JSONResponse(kept.response.told)
     if kept.log is None:
@@ -157,7 +157,7 @@ async def retrieve(
 @routes.delete("/v1/responses/{name}")
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Forget a response, and end it if it is under way."""
-    kept = _store(request).remove(name)
+    kept = own(request).store.remove(name)
     if kept.task is not None:
         kept.task.cancel()
     return {"id": name, "object": "response", "deleted": True}
@@ -166,7 +166,7 @@ async def delete(name: str, request: Request) -> dict[str, Any]:
 @routes.post("/v1/responses/{name}/cancel")
 async def cancel(name: str, request: Request) -> dict[str, Any]:
     """End a response in the background; its branches are freed."""
-    kept = _store(request).get(name)
+    kept = own(request).store.get(name)
     if kept.task is None:
         message = "only a response in the background can be cancelled: close the connection"
         raise Refusal(400, message)
@@ -184,7 +184,7 @@ async def input_items(
     after: str | None = None,
 ) -> dict[str, Any]:
     """What a response was given."""
-    found = [listed(item) for item in _store(request).get(name).given]
+    found = [listed(item) for item in own(request).store.get(name).given]
     return page(found, limit, order == "desc", after)
 
 
@@ -318,8 +318,3 @@ async def _to_the_end(happening: AsyncGenerator[Event | str]) -> None:
     async with contextlib.aclosing(happening):
         async for _ in happening:
             pass
-
-
-def _store(request: Request) -> Store:
-    store: Store = request.app.state.store
-    return store

@@ -1,7 +1,7 @@
 """Sessions: branches that clients hold over HTTP, on leases.
 
-A session belongs to who knows its secret. Every use renews its lease; when that is over, nobody is
-there any more, and all its branches are freed.
+A session belongs to the key that opened it, and there to who knows its secret. Every use renews its
+lease; when that is over, nobody is there any more, and all its branches are freed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
-from anabranch.serve.calls import new_run
+from anabranch.serve.calls import current, metered
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Served
 from anabranch.serve.plain import new_id
@@ -36,7 +36,8 @@ class Session:
     def __init__(self, served: Served, seed: int, budget: Budget, lease: float) -> None:
         self.id, self.secret = new_id("session"), secrets.token_urlsafe(24)
         self.served, self.lease = served, lease
-        self.run = new_run(seed=seed, budget=budget)
+        self.meter = metered(seed=seed, budget=budget)
+        self.run = self.meter.run
         self.branches: dict[str, Branch] = {}
         self._busy: set[str] = set()
         self._used = time.monotonic()
@@ -59,17 +60,28 @@ class Session:
 
     @contextlib.contextmanager
     def working(self, branch: Branch) -> Iterator[None]:
-        """While one operation runs on a branch; it holds the lease. Raises Refusal."""
+        """While one operation of the request under way runs on a branch; it holds the lease.
+
+        Raises:
+            Refusal: another one runs on it.
+        """
         if branch.id in self._busy:
             raise Refusal(
                 409, "another operation is under way on this branch: fork it", code="busy"
             )
         self._busy.add(branch.id)
+        self.charge()
         try:
             yield
         finally:
             self._busy.discard(branch.id)
             self.renew()
+
+    def charge(self) -> None:
+        """Let the request under way pay for what it uses here."""
+        call = current()
+        call.model = self.served.name
+        call.use(self.meter)
 
     def drop(self, branch: Branch) -> None:
         """Free a branch."""
@@ -78,7 +90,7 @@ class Session:
 
 
 class Sessions:
-    """All sessions.
+    """The sessions of one key.
 
     Args:
         most: sessions.

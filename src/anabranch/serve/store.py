@@ -1,4 +1,4 @@
-"""Responses that are kept in memory: the latest, up to a number and a size."""
+"""Responses of one key that are kept in memory: the latest, up to a number and a size."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Thinking:
 
         def root(problem: Problem, run: Run) -> Branch:
             nonlocal cached
-            branch = self.served.lm.engine.open(tokens, seed=seed, run=run, priority=terms.priority)
+            branch = self.served.lm.engine.open(tokens, seed=seed, run=run)
             cached = run.cost.cached
             return branch
 
@@ -198,7 +198,7 @@ class Thinking:
         if over > 0:  # what a thought comes to stands at its end
             thought = self.served.lm.tokenizer.encode(answer.text, start=False)[int(over) :]
             tokens = await self._asked_for_form(self.served.lm.engine.text_of(thought))
-        branch = self.served.lm.engine.open(tokens, seed=run.seed, run=run, priority=terms.priority)
+        branch = self.served.lm.engine.open(tokens, seed=run.seed, run=run)
         try:
             step = await branch.extend(self.limit, allow=self.rule, temperature=0.0)
         finally:

@@ -43,7 +43,20 @@ class Spend(Body):
     seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
 
 
-class Extension(Body):
+class Turn(Body):
+    """When it is a request's turn.
+
+    Attributes:
+        priority: below 0 it comes after what has a higher one, its key's requests and others'.
+        deadline: seconds from its arrival until it is over: it comes before its key's requests
+            that have more time, and ends with what it has come to.
+    """
+
+    priority: Annotated[int, Field(ge=-10, le=0)] = 0
+    deadline: Annotated[float, Field(gt=0, le=86_400)] | None = None
+
+
+class Extension(Turn):
     """How to think: our one field beside OpenAI's.
 
     Attributes:
