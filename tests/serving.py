@@ -72,7 +72,7 @@ def serving(
             wait()
         return lm
 
-    hub = Hub({"scripted": load}, told.loadable)
+    hub = Hub({"scripted": load}, told.loadable, code_tools=told.code_tools)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         app = create_app(told, hub)
         server = Server(app, told)

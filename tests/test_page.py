@@ -34,7 +34,7 @@ ASKED: list[Any] = [{"role": "user", "content": "What is 2 + 2?"}]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serving(TWO) as running:
+    with serving(TWO, code_tools=True) as running:
         yield running
 
 

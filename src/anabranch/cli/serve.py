@@ -60,7 +60,8 @@ def serve(
         _served_name(name): functools.partial(anabranch.load, name, **options)
         for name in settings.models
     }
-    server = Server(create_app(settings, Hub(loaders, settings.loadable)), settings)
+    hub = Hub(loaders, settings.loadable, code_tools=settings.code_tools)
+    server = Server(create_app(settings, hub), settings)
     set_up(settings.log_level)
     with contextlib.suppress(KeyboardInterrupt):  # it has ended by then
         server.run()

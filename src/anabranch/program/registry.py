@@ -13,7 +13,7 @@ import importlib
 import inspect
 import pkgutil
 import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -141,6 +141,7 @@ class Entry:
         summary: one line.
         make: from parameters to the thing.
         parameters: by name, in order.
+        runs_code: it runs programs that a model wrote.
         extra: what else its kind says of it.
     """
 
@@ -149,6 +150,7 @@ class Entry:
     summary: str
     make: Callable[..., Any]
     parameters: Mapping[str, Parameter]
+    runs_code: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
@@ -158,6 +160,7 @@ class Entry:
             "summary": self.summary,
             "paper": self.paper,
             **{k: v for k, v in self.extra.items() if isinstance(v, str) and v},
+            "runs_code": self.runs_code,
             "about": inspect.getdoc(self.make) or "",
             "parameters": [parameter.describe() for parameter in self.parameters.values()],
         }
@@ -183,6 +186,14 @@ class Named:
             if str(value) != str(parameter.check(parameter.default)):
                 shown.append(f"{name}={value.short if isinstance(value, Named) else repr(value)}")
         return f"{self.entry.name}({', '.join(shown)})" if shown else self.entry.name
+
+    @property
+    def parts(self) -> Iterator[Named]:
+        """Itself, and whatever stands in its parameters, however deep."""
+        yield self
+        for value in self.values.values():
+            if isinstance(value, Named):
+                yield from value.parts
 
     def change(self, **values: object) -> Named:
         """The same with some parameters set. Raises InputError."""
@@ -217,7 +228,7 @@ class Registry:
         REGISTRIES[kind] = self
 
     def register(
-        self, name: str, *, paper: str, summary: str, **extra: Any
+        self, name: str, *, paper: str, summary: str, runs_code: bool = False, **extra: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a factory; its keyword parameters are `Annotated[type, limits]`.
 
@@ -229,7 +240,7 @@ class Registry:
             if name in self._entries:
                 raise InputError(f"there is a {self.kind} of this name already", got=name)
             parameters = MappingProxyType(_parameters(make))
-            self._entries[name] = Entry(name, paper, summary, make, parameters, extra)
+            self._entries[name] = Entry(name, paper, summary, make, parameters, runs_code, extra)
             return make
 
         return decorate

@@ -29,6 +29,7 @@ TRANSLATE = (
     cost="n solutions and n short programs",
     use="Arithmetic, when a wrong answer costs more than none.",
     fold=weighted,
+    runs_code=True,
 )
 def collaborative(
     *,

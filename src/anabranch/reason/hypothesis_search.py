@@ -27,6 +27,7 @@ IDEA = "Which rule turns each input into its output? Say it in one sentence."
     cost="n rules in words, programs for the best",
     use="Rules to be found from examples, too hard to be written down at once.",
     fold=majority,
+    runs_code=True,
 )
 def hypothesis_search(
     *,

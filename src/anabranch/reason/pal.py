@@ -21,6 +21,7 @@ from anabranch.tools.python import python
     cost="n short programs; running them takes no tokens",
     use="Whatever can be computed: arithmetic, counting, dates.",
     fold=majority,
+    runs_code=True,
 )
 def pal(
     *,

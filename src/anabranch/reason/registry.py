@@ -49,6 +49,7 @@ def strategy(
     cost: str,
     use: str,
     fold: Callable[..., list[tuple[str, float]]],
+    runs_code: bool = False,
 ) -> Callable[[Callable[..., Strategy]], Callable[..., Strategy]]:
     """Register a factory of strategies.
 
@@ -57,8 +58,10 @@ def strategy(
         use: when to take it.
         fold: how its candidates become one answer: a `Fold`. If it has parameters that the strategy
             has too, such as `aggregate`, they have the strategy's values.
+        runs_code: it runs programs that the model wrote, which servers allow only when told to.
     """
-    return _STRATEGIES.register(name, paper=paper, summary=summary, cost=cost, use=use, fold=fold)
+    about: dict[str, Any] = {"cost": cost, "use": use, "fold": fold}
+    return _STRATEGIES.register(name, paper=paper, summary=summary, runs_code=runs_code, **about)
 
 
 def strategies() -> list[Entry]:

@@ -22,6 +22,7 @@ from anabranch.reason.registry import MaxTokens, Retries, Samples, Temperature, 
     cost="n short programs; running them takes no tokens",
     use="Functions to be found from examples.",
     fold=majority,
+    runs_code=True,
 )
 def solver_learner(
     *,

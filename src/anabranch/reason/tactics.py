@@ -46,6 +46,7 @@ CONSTRAINTS = (
     cost="1 choice and 1 program or solution",
     use="Problems of all kinds, mixed.",
     fold=majority,
+    runs_code=True,
 )
 def tactics(
     *,

@@ -117,6 +117,7 @@ async def begin(body: Chat, hub: Hub, terms: Terms) -> Reply:
     turns = conversation(body.messages, toolbox)
     thinking = None
     if plan is not None:
+        hub.allowed(plan.strategy)
         _check_thinking(body)
         form = toolbox.form if toolbox else FORM
         thinking = Thinking(plan, served, turns, rule, _limit(body), form, live=_traced(body))

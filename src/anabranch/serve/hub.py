@@ -13,7 +13,7 @@ from anabranch.engine.scheduler import FairShare
 from anabranch.errors import InputError
 from anabranch.lm import LM
 from anabranch.program.engine import Engine
-from anabranch.program.registry import Named
+from anabranch.program.registry import Entry, Named
 from anabranch.reason.registry import parse
 from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
@@ -53,12 +53,17 @@ class Hub:
     Args:
         loaders: by name, what loads each; run beside the event loop, one after the other.
         loadable: other models that strategies and judges may load when they are asked for.
+        code_tools: strategies and judges may run programs that a model wrote.
     """
 
     def __init__(
-        self, loaders: Mapping[str, Callable[[], LM]], loadable: Collection[str] = ()
+        self,
+        loaders: Mapping[str, Callable[[], LM]],
+        loadable: Collection[str] = (),
+        *,
+        code_tools: bool = False,
     ) -> None:
-        self._loaders, self._loadable = dict(loaders), loadable
+        self._loaders, self._loadable, self._code_tools = dict(loaders), loadable, code_tools
         self.models: dict[str, Served] = {}
         self.fault: Exception | None = None
 
@@ -88,7 +93,7 @@ class Hub:
         """A model, and the strategy that its name asks for: `qwen:vote-16` or `qwen:vote(n=16)`.
 
         Raises:
-            Refusal: unknown, or not loaded yet.
+            Refusal: unknown, not loaded yet, or a strategy that is not allowed.
         """
         base, _, strategy = name.partition(":")
         if base not in self._loaders:
@@ -102,14 +107,31 @@ class Hub:
         if base not in self.models:
             raise Refusal(503, "the model is being loaded", code="loading", retry_after=2)
         current().model = base
-        return self.models[base], strategy_of(strategy) if strategy else None
+        return self.models[base], self.allowed(strategy_of(strategy)) if strategy else None
+
+    def allows(self, entry: Entry) -> bool:
+        """Whether clients may use a strategy or a judge."""
+        return self._code_tools or not entry.runs_code
+
+    def allowed(self, named: Named) -> Named:
+        """The same, if clients may use it and all its parts. Raises Refusal."""
+        for part in named.parts:
+            if not self.allows(part.entry):
+                raise Refusal(
+                    403,
+                    f"{part.entry.name} runs programs that the model writes, which is off here; "
+                    "whoever runs the server can switch it on: code_tools = true",
+                    code="code_tools_off",
+                )
+        return named
 
     def names(self) -> list[tuple[str, Served]]:
         """Every name that `find` knows, virtual ones too."""
+        offered = [text for text in VIRTUAL if self.allows(strategy_of(text).entry)]
         return [
             (name, served)
             for served in self.models.values()
-            for name in (served.name, *(f"{served.name}:{v}" for v in VIRTUAL))
+            for name in (served.name, *(f"{served.name}:{text}" for text in offered))
         ]
 
 

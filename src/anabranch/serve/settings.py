@@ -15,6 +15,8 @@ class Settings(BaseModel):
         models: names, files or folders to serve.
         loadable: further models that requests may let strategies and judges load, as in
             `reward(model=...)`; they stay in memory.
+        code_tools: strategies and judges may run programs that a model wrote, in an interpreter
+            without files and network; clients choose the strategy, and with it that this happens.
         running: requests that generate at the same time.
         waiting: requests that may wait for that; more are refused.
         body_bytes: largest body of a request.
@@ -43,6 +45,7 @@ class Settings(BaseModel):
 
     models: Annotated[list[str], Field(min_length=1, max_length=16)] = ["qwen2.5-coder-0.5b"]
     loadable: Annotated[list[str], Field(max_length=16)] = []
+    code_tools: bool = False
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     running: Annotated[int, Field(ge=1, le=4096)] = 64

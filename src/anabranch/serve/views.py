@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
+from anabranch.program.registry import Entry
 from anabranch.reason.registry import strategies as all_strategies
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub, Served
@@ -52,18 +54,21 @@ async def part(name: str) -> FileResponse:
 
 
 @routes.get("/v1/strategies")
-async def strategies() -> dict[str, Any]:
-    """Every strategy: parameters with defaults and limits, cost, when to use it, its paper."""
-    return {
-        "object": "list",
-        "data": [e.describe() for e in await asyncio.to_thread(all_strategies)],
-    }
+async def strategies(request: Request) -> dict[str, Any]:
+    """Every strategy that is allowed here: parameters with defaults and limits, cost, paper."""
+    return await _described(request, all_strategies)
 
 
 @routes.get("/v1/judges")
-async def judges() -> dict[str, Any]:
+async def judges(request: Request) -> dict[str, Any]:
     """Every judge that strategies let thoughts be rated by, likewise."""
-    return {"object": "list", "data": [e.describe() for e in await asyncio.to_thread(all_judges)]}
+    return await _described(request, all_judges)
+
+
+async def _described(request: Request, all_of: Callable[[], list[Entry]]) -> dict[str, Any]:
+    hub: Hub = request.app.state.hub
+    found = await asyncio.to_thread(all_of)
+    return {"object": "list", "data": [each.describe() for each in found if hub.allows(each)]}
 
 
 @routes.get("/v1/engine")

@@ -48,9 +48,13 @@ _JUDGES = Registry("judge", "anabranch.verify", product="product")
 
 
 def judge(
-    name: str, *, paper: str, summary: str
+    name: str, *, paper: str, summary: str, runs_code: bool = False
 ) -> Callable[[Callable[..., Judge]], Callable[..., Judge]]:
-    """Register a factory of judges. What it makes is named here."""
+    """Register a factory of judges. What it makes is named here.
+
+    Args:
+        runs_code: it runs programs that a model wrote, which servers allow only when told to.
+    """
 
     def decorate(make: Callable[..., Judge]) -> Callable[..., Judge]:
         @functools.wraps(make)
@@ -58,7 +62,7 @@ def judge(
             shown = (f"{k}={getattr(v, 'name', None) or repr(v)}" for k, v in values.items())
             return replace(make(**values), name=f"{name}({', '.join(shown)})")
 
-        return _JUDGES.register(name, paper=paper, summary=summary)(named)
+        return _JUDGES.register(name, paper=paper, summary=summary, runs_code=runs_code)(named)
 
     return decorate
 
