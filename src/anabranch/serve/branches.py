@@ -114,7 +114,6 @@ async def open_branch(body: Open, request: Request, secret: Secret = None) -> di
         session = sessions.find(body.session, secret)
         if body.model not in (None, session.served.name) or body.budget or body.lease:
             raise Refusal(400, "model, budget and lease are the session's", param="session")
-        session.charge()
     else:
         if body.model is None:
             raise Refusal(400, "model is missing", param="model")
@@ -136,6 +135,7 @@ async def open_branch(body: Open, request: Request, secret: Secret = None) -> di
             raise
         told = {"secret": session.secret}
     session.branches[branch.id] = branch
+    session.charge()
     return {**_branch(session, branch), **told, "lease": session.lease}
 
 
@@ -240,7 +240,9 @@ async def score_options(
     session, branch = _find(name, request, secret)
     with session.working(branch):
         own(request).sessions.check_room(session, len(body.options))
-        scores = await _within(request, lambda: score(branch, body.options, norm=body.norm))
+        scores = await _within(
+            request, session, lambda: score(branch, body.options, norm=body.norm)
+        )
     return JSONResponse(_finite({"object": "scores", "branch": name, "scores": scores}))
 
 
@@ -250,7 +252,7 @@ async def peek(name: str, body: Peek, request: Request, secret: Secret = None) -
     session, branch = _find(name, request, secret)
     top = min(body.top, session.served.lm.engine.core.decoder.config.vocab)
     with session.working(branch):
-        seen = await _within(request, lambda: branch.peek(top, hidden=body.hidden))
+        seen = await _within(request, session, lambda: branch.peek(top, hidden=body.hidden))
     told = {
         "object": "peek",
         "branch": name,
@@ -278,12 +280,13 @@ async def _prompt(body: Open, session: Session) -> list[int]:
     return lm.engine.encode(body.tokens or [])
 
 
-async def _within(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+async def _within(request: Request, session: Session, work: Callable[[], Awaitable[T]]) -> T:
     """Work with a place and for the time of a request, ended when the client leaves."""
     terms = Terms.of(request)
 
     async def placed() -> T:
         async with terms.admission.place(), asyncio.timeout(terms.seconds):
+            session.charge()
             return await work()
 
     return await unless_gone(request, placed())
@@ -294,7 +297,7 @@ async def _done(
 ) -> Response:
     """The response of an operation that makes a step."""
     with session.working(branch):
-        return JSONResponse(_step(session, branch, await _within(request, work)))
+        return JSONResponse(_step(session, branch, await _within(request, session, work)))
 
 
 async def _pieces(
@@ -309,6 +312,7 @@ async def _pieces(
             asyncio.timeout(terms.seconds),
             contextlib.aclosing(branch.pieces(limit, **options)) as pieces,
         ):
+            session.charge()
             async for piece in pieces:
                 likely = [_token(session, r.token, r.logp) for r in piece.results]
                 told.put_nowait({"object": "piece", "text": piece.text, "tokens": likely})

@@ -156,9 +156,7 @@ class Call:
             deadline=self.deadline,
             **options,
         )
-        meter = Meter(run)
-        self.use(meter)
-        return meter
+        return Meter(run)
 
     def use(self, meter: Meter) -> None:
         """It goes on with a program, and pays for what that uses meanwhile."""
@@ -204,8 +202,8 @@ def begin(call: Call) -> None:
 
 
 def metered(**options: Any) -> Meter:
-    """A program of the request under way, which others may go on with: its key's cache scope and
-    fair share are its own, and so is its turn.
+    """A program for the request under way and others, each of which is to `use` it: its key's cache
+    scope and fair share are its own, and so is its turn.
 
     Args:
         options: as `Run` takes them.
@@ -214,5 +212,7 @@ def metered(**options: Any) -> Meter:
 
 
 def new_run(**options: Any) -> Run:
-    """Likewise, of this request alone."""
-    return metered(**options).run
+    """Likewise, for this request alone."""
+    meter = metered(**options)
+    current().use(meter)
+    return meter.run

@@ -60,17 +60,12 @@ class Session:
 
     @contextlib.contextmanager
     def working(self, branch: Branch) -> Iterator[None]:
-        """While one operation of the request under way runs on a branch; it holds the lease.
-
-        Raises:
-            Refusal: another one runs on it.
-        """
+        """While one operation runs on a branch; it holds the lease. Raises Refusal."""
         if branch.id in self._busy:
             raise Refusal(
                 409, "another operation is under way on this branch: fork it", code="busy"
             )
         self._busy.add(branch.id)
-        self.charge()
         try:
             yield
         finally:
