@@ -16,6 +16,7 @@ from anabranch.serve.errors import Refusal, refusal_of
 from anabranch.serve.keys import LOOPBACK, Account, Keyring
 
 OPEN_ROUTES = ("/health",)
+PARENTS = ("traceparent", "tracestate")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -47,7 +48,11 @@ class Gate:
         name = told if _ID.fullmatch(told) else f"req-{secrets.token_hex(12)}"
         account = self.keys.find(_key(headers))
         call = self._call(
-            account or self._nobody, name, method=scope["method"], route=scope["path"]
+            account or self._nobody,
+            name,
+            method=scope["method"],
+            route=scope["path"],
+            parents={name: headers[name] for name in PARENTS if name in headers},
         )
         begin(call)
         started = False
@@ -56,6 +61,7 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started, call.status = True, message["status"]
+                call.pattern = getattr(scope.get("route"), "path", "")
                 MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
