@@ -53,11 +53,13 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     """The application. Models are loaded while it answers already; `/health` says when.
 
     Raises:
-        InputError: no keys though others than this machine could ask, a broken file of keys, or
-            spans that cannot be sent.
+        InputError: no keys though others than this machine could ask, a broken file of keys,
+            spans that cannot be sent, or an address of records that cannot be understood.
     """
     metrics, stopping = Metrics(), asyncio.Event()
-    records: Records | None = None
+    records = None
+    if settings.records is not None:
+        records = Records(settings.records, settings.most_records, settings.traces)
 
     def on_end(call: Call) -> None:
         log_call(call)
@@ -80,9 +82,7 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
         begin(new_call(nobody, "server"))  # whose what is done between requests is
-        nonlocal records
-        if settings.records is not None:
-            records = Records(settings.records, settings.most_records, settings.traces)
+        if records is not None:
             await asyncio.to_thread(_recall, records, keys)
         app.state.records = records
         app.state.jobs = jobs = Jobs()
