@@ -177,6 +177,15 @@ def test_no_route_but_health_answers_without_a_key(two: tuple[Running, dict[str,
             assert method == "HEAD" or json.loads(body)["error"]["code"] == "invalid_api_key"
 
 
+def test_browsers_ask_where_a_page_is_opened_and_not_for_its_scripts(
+    two: tuple[Running, dict[str, str]],
+) -> None:
+    server, _ = two
+    for mode, kind in (("navigate", "Basic"), ("cors", "Bearer"), ("no-cors", "Bearer")):
+        status, headers, _ = get(server, "/", **{"Sec-Fetch-Mode": mode})
+        assert (status, headers["www-authenticate"].split()[0]) == (401, kind)
+
+
 def test_keys_come_as_bearer_or_password(two: tuple[Running, dict[str, str]]) -> None:
     server, keys = two
     good = keys["alice"]

@@ -45,6 +45,7 @@ class Refusal(Exception):
         param: which field is to blame.
         code: a word for programs.
         retry_after: seconds after which to try again.
+        challenge: how to say who asks, in the words of `WWW-Authenticate`.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Refusal(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        challenge: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after = retry_after
+        self.retry_after, self.challenge = retry_after, challenge
 
     @property
     def body(self) -> dict[str, Any]:
@@ -70,8 +72,8 @@ class Refusal(Exception):
     def response(self) -> JSONResponse:
         """The response itself."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        if self.status == 401:
-            headers["WWW-Authenticate"] = 'Basic realm="anabranch", charset="UTF-8"'
+        if self.challenge is not None:
+            headers["WWW-Authenticate"] = self.challenge
         return JSONResponse(self.body, self.status, headers)
 
 
