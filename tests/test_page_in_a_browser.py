@@ -21,12 +21,15 @@ LINES = {
     f"First {MARKUP}.\nThe answer is 4.": 0.6,
     "2 + 2 is \u202e5.\nThe answer is 5.": 0.4,
 }
+LONG = "Let us see. " * 80 + "\nThe answer is 4."
 
 
 def slow(prompt: str, reply: str) -> Mapping[str, float]:
     """Never comes to an end where that is asked for, else `LINES`."""
     if "endless" in prompt:
         return {"a": 0.5, "b": 0.5}
+    if "long" in prompt:
+        return {text[len(reply) :]: 1.0} if (text := LONG).startswith(reply) else {"": 1.0}
     going = {text[len(reply) :]: p for text, p in LINES.items() if text.startswith(reply)}
     return going or {"": 1.0}
 
@@ -144,6 +147,46 @@ def test_keys_move_in_the_tree(page: Any) -> None:
     assert page.locator(".scroll svg").bounding_box()["width"] > 1.4 * width
     page.keyboard.press("0")
     assert page.locator(".scroll svg").bounding_box()["width"] == width
+
+
+def test_a_large_tree_fits_and_its_labels_do_not_overlap(page: Any) -> None:
+    ask(page, "vote", n=60)
+    done(page)
+    expect(page.locator("[role=treeitem]")).to_have_count(61)
+    page.click("[aria-label^=Fit]")
+    room = page.locator(".scroll").evaluate(
+        "box => [box.scrollHeight - box.clientHeight, box.scrollWidth - box.clientWidth]"
+    )
+    assert room == [0, 0]
+    overlaps = page.locator(".label").evaluate_all("""all => {
+        const shown = all.filter((one) => one.textContent);
+        const boxes = shown.map((one) => one.getBoundingClientRect());
+        const meet = (a, b) => a.left < b.right && b.left < a.right
+            && a.top + 3 < b.bottom && b.top + 3 < a.bottom;
+        const over = boxes.filter((a, i) => boxes.slice(i + 1).some((b) => meet(a, b)));
+        return [boxes.length, over.length];
+    }""")
+    assert overlaps[0] > 5
+    assert overlaps[1] == 0
+
+
+def test_a_chosen_branch_shows_its_own_text_first(page: Any) -> None:
+    """What stands above it on its path may be long, its name too."""
+    ask(page, "beam", "long", width=1, fanout=2, step_tokens=60)
+    done(page)
+    page.locator(".scroll").focus()
+    page.keyboard.press("End")
+    told = page.locator("#inspector .text").first.evaluate("""box => {
+        const [own, all] = [box.querySelector(".own"), box.getBoundingClientRect()];
+        const place = own.getBoundingClientRect();
+        const seen = place.top >= all.top && place.bottom <= all.bottom;
+        return [own.textContent, box.scrollTop > 0, seen];
+    }""")
+    assert told == ["The answer is 4.", True, True]
+    name = page.locator("#inspector h2 code")
+    assert "…" in name.inner_text()
+    selected = page.locator(".branch.selected")
+    assert name.get_attribute("title") == selected.get_attribute("data-id")
 
 
 def test_it_grows_and_escape_stops_it_and_frees_its_branches(server: Running, page: Any) -> None:
