@@ -5,7 +5,7 @@ import { layOut, scoreOf } from "./tree.js";
 
 const REDRAW_MS = 90;
 const PAD = { left: 26, right: 14, top: 14, bottom: 14 };
-const LANE = { least: 2.2, most: 34 };
+const LANE = { least: 2.2, most: 46 };
 const LABELLED = 9; // lanes narrower than this have labels only where it matters
 const WIDEST = 15;
 const LETTER = { width: 7, height: 12 }; // of labels, about
