@@ -134,3 +134,25 @@ def test_a_peer_that_fails_is_compared_as_far_as_it_came(capsys):
     made = contest(Thinker(1.0, str), Thinker(2.0, str, fails_at=3))
     assert [one.problems for one in made.matches()] == [2]
     assert "peer sc is left out from here on: gone" in capsys.readouterr().err
+
+
+def test_a_rule_is_held_against_the_instances_of_a_schema():
+    from schemas import Finding, Tally, judge
+
+    from anabranch.bench.scripted import ChatTokenizer
+
+    def judged(schema, *cases):
+        tests = [{"description": f"{d}", "data": d, "valid": valid} for d, valid in cases]
+        group = {"description": "it", "schema": schema, "tests": tests}
+        return judge(group, ChatTokenizer(), "file")
+
+    # Its keys' order is the rule's, and 1.0 is an integer: what counts is that it can be said.
+    pair = {"properties": {"é": {"type": "integer"}, "b": {}}, "required": ["é", "b"]}
+    exact = judged(pair, ({"b": [], "é": 1.0}, True), ({"b": []}, False), ("text", True))
+    assert exact == (Tally(schemas=1, compiled=1, exact=1), None)
+    tally, found = judged({"type": "string"}, ("a", False), (1, True), ("b", True))
+    assert tally == Tally(schemas=1, compiled=1, narrow=1, wide=1)
+    assert found == Finding("file", "it", "", rejected=("1",), accepted=("a",))
+    tally, found = judged({"if": {}}, (1, True))
+    assert tally == Tally(schemas=1, refused=1)
+    assert "if" in found.why
