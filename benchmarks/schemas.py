@@ -7,8 +7,8 @@
 Of each schema: is it compiled, or refused with an error; and of those compiled: may a model write
 every valid instance, and no invalid one. Rules are driven byte by byte, without a model.
 
-A rule fixes the order of keys and the space between tokens, so an instance counts as accepted if one
-way to write it is. Invalid instances are tried in all these ways.
+A rule fixes the order of keys and the space between tokens, so an instance counts as accepted if
+one way to write it is. Invalid instances are tried in all these ways.
 """
 
 from __future__ import annotations
