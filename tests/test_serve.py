@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,10 @@ from typer.testing import CliRunner
 
 from anabranch.cli.main import app
 from anabranch.errors import ResourceError
+from anabranch.serve.calls import Call, begin
+from anabranch.serve.keys import Account
+from anabranch.serve.metrics import Metrics
+from anabranch.serve.stream import events, first
 from tests.serving import Running, serving
 
 TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
@@ -435,6 +440,64 @@ def test_who_leaves_frees_the_branches(options: dict[str, Any]) -> None:
                 time.sleep(0.005)
         running.until_idle()
         assert running.lm.engine.core.stats.passes < 5000  # 65,000 positions were to be had
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/responses"])
+def test_who_leaves_before_a_stream_begins_is_noticed(route: str) -> None:
+    with serving(endless, running=1) as running:
+        admission = running.app.state.admission
+        holding = running.client.chat.completions.create(
+            model="scripted", messages=ASKED, stream=True
+        )
+        next(iter(holding))
+        body = {"model": "scripted", "stream": True}
+        body |= {"messages": ASKED} if "chat" in route else {"input": "?"}
+        for _ in range(3):
+            with connected(running) as connection:
+                headers = {"Content-Type": "application/json"}
+                connection.request("POST", route, json.dumps(body), headers)
+                wait(lambda: admission.waiting == 1)
+            wait(lambda: admission.waiting == 0)
+        assert admission.running == 1
+        holding.close()
+        wait(lambda: admission.running == 0)
+
+
+def wait(until: Callable[[], bool]) -> None:
+    """Fails after 10 s."""
+    for _ in range(1000):
+        if until():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come about")
+
+
+def test_a_stream_that_was_left_before_it_began_is_ended() -> None:
+    ended = False
+
+    async def chunks() -> AsyncGenerator[dict[str, Any]]:
+        nonlocal ended
+        try:
+            yield {}
+            yield {}
+        finally:
+            ended = True
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0.01)
+
+    async def leave() -> None:
+        call = Call(Account(), "id", metrics=Metrics(), stopping=asyncio.Event())
+        begin(call)
+        begun = await first(chunks())  # held here, as by whoever looks at it: no collector helps
+        await events(begun)({"type": "http"}, receive, send)
+        assert ended
+        await begun.aclose()
+
+    asyncio.run(leave())
 
 
 # ---- who may ask ---------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ async def chat_completions(body: Chat, request: Request) -> Response:
     """Reply to a conversation."""
     own = await begin(body, request.app.state.hub, Terms.of(request))
     if body.stream:
-        return events(await first(own.chunks()))
+        return events(await unless_gone(request, first(own.chunks())))
     return JSONResponse(await unless_gone(request, own.whole()))
 
 

@@ -43,7 +43,7 @@ async def completions(body: Completion, request: Request) -> Response:
     """Go on with prompts."""
     own = begin(body, request.app.state.hub, Terms.of(request))
     if body.stream:
-        return events(await first(own.chunks()))
+        return events(await unless_gone(request, first(own.chunks())))
     return JSONResponse(await unless_gone(request, own.whole()))
 
 
