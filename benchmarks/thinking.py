@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import print_provenance, provenance, write
-from llama_server import LlamaServer
+from servers import LlamaServer
 from workers import Reply, Worker, WorkerError, say
 
 from anabranch.bench.intervals import Difference, difference, wilson
