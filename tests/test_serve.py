@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from anabranch.cli.main import app
 from anabranch.errors import ResourceError
 from anabranch.serve.calls import Call, begin
+from anabranch.serve.errors import Refusal
+from anabranch.serve.hub import Hub
 from anabranch.serve.keys import Account
 from anabranch.serve.metrics import Metrics
 from anabranch.serve.stream import events, first
@@ -300,6 +302,18 @@ def test_models_and_tokens(server: Running) -> None:
     assert ask(server, "/tokenize", {"model": "scripted", "prompt": "ab"})[1]["tokens"] == [97, 98]
     told = ask(server, "/detokenize", {"model": "scripted", "tokens": [97, 98]})
     assert told == (200, {"prompt": "ab"})
+
+
+def test_a_tokenizer_for_clients_that_have_none(server: Running) -> None:
+    """As lm-eval asks for it: without a model's name."""
+    told = ask(server, "/tokenizer_info")
+    assert told == (200, {"eos_token": "<256>", "bos_token": None})
+    body = {"prompt": "ab", "add_special_tokens": False}
+    assert ask(server, "/tokenize", body)[1]["tokens"] == [97, 98]
+    assert ask(server, "/detokenize", {"tokens": [97, 98]}) == (200, {"prompt": "ab"})
+    hub = Hub({"a": lambda: server.lm, "b": lambda: server.lm})
+    with pytest.raises(Refusal, match="several models are served, name one: a, b"):
+        _ = hub.only
 
 
 def ask(server: Running, path: str, body: object = None) -> tuple[int, Any]:

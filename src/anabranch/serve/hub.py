@@ -104,6 +104,14 @@ class Hub:
         current().model = base
         return self.models[base], strategy_of(strategy) if strategy else None
 
+    @property
+    def only(self) -> str:
+        """The name of the one model that is served. Raises Refusal: there are several."""
+        if len(self._loaders) != 1:
+            known = ", ".join(self._loaders)
+            raise Refusal(400, f"several models are served, name one: {known}", param="model")
+        return next(iter(self._loaders))
+
     def names(self) -> list[tuple[str, Served]]:
         """Every name that `find` knows, virtual ones too."""
         return [
