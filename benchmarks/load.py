@@ -19,7 +19,7 @@ CHAT, BRANCHES = "/v1/chat/completions", "/v1/branches"
 PATIENCE = 600.0
 """Seconds that a client waits for a response."""
 
-LEASE = 5
+LEASE = 20
 """Seconds after which the branches of clients that died are freed."""
 
 SHOWN = 20

@@ -36,7 +36,7 @@ KEYS = {"many": 28, "one": 12, "two": 12, "three": 12}
 """Clients of each key: shares are those of keys, not of clients."""
 
 WATCHER = "watcher"
-IDLE_SECONDS = 30.0
+IDLE_SECONDS = 60.0
 """Longest that branches may live when everybody has left; leases are shorter."""
 
 LONG = (
