@@ -70,12 +70,15 @@ def likelihood(server: AnabranchServer, folder: Path) -> list[str]:
 def load(server: AnabranchServer, folder: Path) -> list[str]:
     """guidellm: streamed chat, four at a time."""
     texts = folder / "texts.jsonl"
-    lines = (json.dumps({"prompt": f"What is {k} + {k}?"}) for k in range(24))
-    texts.write_text("\n".join(lines) + "\n")
+    asked = ({"prompt": f"What is {k} + {k}?", "output_tokens_count": 16} for k in range(24))
+    texts.write_text("\n".join(map(json.dumps, asked)) + "\n")
     return [
-        "guidellm", "benchmark", "run", "--target", server.url, "--model", server.model,
-        "--data", str(texts), "--profile", "concurrent", "--rate", "4", "--max-requests", "16",
-        "--output-dir", str(folder),
+        "guidellm", "run", "--disable-progress",
+        "--backend", f"kind=openai_http,target={server.url},model={server.model}",
+        "--profile", "kind=concurrent,streams=4",
+        "--constraint", "kind=max_requests,count=16",
+        "--data", f"kind=json_file,path={texts}",
+        "--output", f"kind=json,path={folder / 'guidellm.json'}",
     ]  # fmt: skip
 
 

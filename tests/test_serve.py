@@ -89,6 +89,38 @@ def test_a_stream_says_what_the_whole_says(server: Running) -> None:
     assert usage.completion_tokens == whole.usage.completion_tokens
 
 
+def test_a_reply_that_has_begun_goes_on_as_vllms_clients_ask_for_it(server: Running) -> None:
+    """As its_hub does: some fields twice, and stop texts kept."""
+    more = {"add_generation_prompt": False, "continue_final_message": True}
+    body = {
+        "model": "scripted",
+        "messages": [*ASKED, {"role": "assistant", "content": "So the"}],
+        "temperature": 0,
+        "stop": ["swer"],
+        "include_stop_str_in_output": True,
+        **more,
+    }
+
+    def reply(**other: Any) -> tuple[int, Any]:
+        return ask(server, "/v1/chat/completions", {**body, **other})
+
+    def content(**other: Any) -> str:
+        return str(reply(**other)[1]["choices"][0]["message"]["content"])
+
+    assert content(extra_body=more) == " answer"
+    assert content(include_stop_str_in_output=False) == " an"
+    assert content(stop=None) == " answer is 4."
+    for wrong, why in (
+        ({"messages": ASKED}, "needs a last message by the assistant"),
+        ({"add_generation_prompt": True}, "add_generation_prompt is false"),
+        ({"extra_body": {"seed": 1}}, "put seed into the body itself"),
+        ({"extra_body": {"continue_final_message": False}}, "into the body itself"),
+    ):
+        status, told = reply(**wrong)
+        assert status == 400
+        assert why in told["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_text_is_left_out_to_the_letter(server: Running, stream: bool) -> None:
     options: dict[str, Any] = {

@@ -37,12 +37,22 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
     rendering: threading.Lock = field(default_factory=threading.Lock)
 
-    async def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """A conversation's tokens. The template is a stranger's: it runs beside the event loop."""
+    async def render(
+        self, messages: Sequence[Mapping[str, str]], *, going_on: bool = False
+    ) -> list[int]:
+        """A conversation's tokens. The template is a stranger's: it runs beside the event loop.
+
+        Args:
+            going_on: the reply has begun already, with the last message's text.
+        """
 
         def run() -> list[int]:
+            tokenizer = self.lm.tokenizer
             with self.rendering:
-                return self.lm.tokenizer.chat(messages)
+                if not going_on:
+                    return tokenizer.chat(messages)
+                begun = tokenizer.encode(messages[-1]["content"], start=False)
+                return tokenizer.chat(messages[:-1]) + begun
 
         return await asyncio.to_thread(run)
 
