@@ -78,7 +78,7 @@ def measure(path: str) -> dict[str, str]:
         attempts = records.attempts()
     found: dict[str, str] = {}
     for task in dict.fromkeys(attempt.task for attempt in attempts):
-        own: list[Any] = lines(attempts, {}, task=task)
+        own: list[Any] = lines(attempts, task=task)
         base = next(line for line in own if _name(line) == BASE)
         for line in own:
             where = f"of {line.problems} problems of `{brief(task, parse)}`, {_model(line)}"

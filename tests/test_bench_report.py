@@ -59,7 +59,7 @@ def test_the_table_of_conditions_in_numbers() -> None:
     assert gain["a"] is None
     assert (gain["b"].value, gain["c"].value) == (0.5, 0.25)
     assert column(found, "tokens") == {"a": 10, "b": 40, "c": 50}
-    assert column(found, "frontier") == {"a": "●", "b": "●", "c": ""}
+    assert column(found, "frontier") == {"a": "tokens", "b": "tokens and time", "c": ""}
     assert column(found, "problems") == dict.fromkeys("abc", 4)
 
 

@@ -26,8 +26,9 @@ from anabranch.bench.bounds import bounds
 from anabranch.bench.coverage import PowerLaw, fit_power_law, ks, pass_at_k
 from anabranch.bench.curves import Level, against_length, by_level, collapse, per_move
 from anabranch.bench.holdout import Guard
-from anabranch.bench.intervals import Difference, Estimate, codes, difference, mean, share
-from anabranch.bench.optimal import choose, frontier
+from anabranch.bench.intervals import Estimate, codes, difference, mean, share
+from anabranch.bench.optimal import choose
+from anabranch.bench.summary import marked, measure, paired
 from anabranch.bench.tables import Column, Table, written
 from anabranch.errors import InputError
 
@@ -40,47 +41,36 @@ LEVELS = 3
 # ---- accuracy and cost ---------------------------------------------------------------------------
 
 
-def paired(ours: Sequence[Attempt], base: Sequence[Attempt]) -> Difference | None:
-    """Accuracy of ours minus that of the base, over the problems and seeds that both have."""
-    known = {(attempt.place, attempt.seed): attempt.right for attempt in base}
-    both = [attempt for attempt in ours if (attempt.place, attempt.seed) in known]
-    if not both:
-        return None
-    other = [known[attempt.place, attempt.seed] for attempt in both]
-    return difference(right(both), other, places(both))
-
-
 def conditions(attempts: Attempts) -> Table:
     """Accuracy and cost of each condition."""
-    groups = attempts.by_condition
-    base = next(iter(groups))
-    accuracy = {name: share(right(own), places(own)) for name, own in groups.items()}
-    tokens = {name: float(used(own, "sampled_tokens").mean()) for name, own in groups.items()}
-    names = list(groups)
-    best = frontier([tokens[n] for n in names], [accuracy[n].value for n in names])
-    kept = {names[i] for i in best}
+    base = next(iter(attempts.by_condition))
+    lines = marked(
+        [measure(g, attempts.by_condition[base]) for g in attempts.by_condition.values()]
+    )
     guard = Guard()
     rows = [
         (
             name,
-            accuracy[name],
-            None if name == base else paired(own, groups[base]),
+            line.accuracy,
+            line.gain,
             _guarded(guard, own),
-            tokens[name],
-            float(used(own, "computed_tokens").mean()),
-            float(used(own, "passes").mean()),
-            float(used(own, "seconds").mean()),
+            line.charged,
+            line.computed,
+            line.passes,
+            line.seconds,
+            None if line.flops is None else line.flops / 1e9,
+            line.prefix,
             len(set(places(own))),
-            "●" if name in kept else "",
+            " and ".join(line.cheapest),
         )
-        for name, own in groups.items()
+        for (name, own), line in zip(attempts.by_condition.items(), lines, strict=True)
     ]
     return Table(
         "conditions",
         "Accuracy and cost",
         f"Means per attempt; 95% intervals treat problems, not attempts, as independent. Gains "
-        f"are paired by problem and seed with {base}. The frontier holds what nothing cheaper, "
-        f"in tokens sampled, matches.",
+        f"are paired by problem and seed with {base}. The frontier holds what nothing cheaper "
+        f"matches, in tokens or in time.",
         (
             Column("condition"),
             Column("accuracy", "share"),
@@ -91,10 +81,12 @@ def conditions(attempts: Attempts) -> Table:
                 "accuracy on one half of the problems, or where the other half disagrees the one "
                 "there, with a little noise: the best of many conditions looks better than it is",
             ),
-            Column("tokens", "count", "sampled"),
+            Column("tokens", "count", "charged: of the prompt, sampled and forced"),
             Column("computed", "count", "tokens run through the model"),
             Column("passes", "count", "forward passes taken part in"),
-            Column("seconds", "number"),
+            Column("seconds", "number", "its share of the time of passes"),
+            Column("GFLOPs", "count", "2 x parameters x computed tokens, attention left out"),
+            Column("prefix", "share", "share of the steps before the first wrong one"),
             Column("problems", "count"),
             Column("frontier"),
         ),
@@ -137,7 +129,7 @@ def findings(attempts: Attempts) -> list[str]:
     cheapest."""
     ranked = sorted(attempts.by_condition.items(), key=lambda item: -right(item[1]).mean())
     best, own = ranked[0]
-    tokens = {name: float(used(got, "sampled_tokens").mean()) for name, got in ranked}
+    tokens = {name: float(used(got, "charged_tokens").mean()) for name, got in ranked}
     found = share(right(own), places(own))
     told = [
         f"{best} is right most often: {written(found, 'share')} at {tokens[best]:,.0f} tokens "
@@ -396,9 +388,9 @@ def optimal(attempts: Attempts) -> Table | None:
     order = sorted(results, key=lambda place: results[place].confusion)
     level = {place: i * LEVELS // len(order) for i, place in enumerate(order)}
     runs = [(name, attempt) for name, own in attempts.by_condition.items() for attempt in own]
-    tokens = [float(attempt.usage.sampled_tokens) for _, attempt in runs]
+    tokens = used([attempt for _, attempt in runs], "charged_tokens")
     means = {
-        name: float(used(own, "sampled_tokens").mean())
+        name: float(used(own, "charged_tokens").mean())
         for name, own in attempts.by_condition.items()
     }
     rows: list[tuple[Any, ...]] = []

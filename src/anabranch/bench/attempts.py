@@ -48,6 +48,7 @@ class Attempt:
         samples: every candidate.
         prefix: share of the steps before the first wrong one; None where steps are not checked.
         failed: there is no answer; the first note says why.
+        parameters: of the model, that a token is multiplied with; None: not known.
         trace: path of the saved tree; empty: none was kept.
         take: which run of the bench it comes from, where the same runs were made more than once.
     """
@@ -72,6 +73,7 @@ class Attempt:
     take: str = ""
     prefix: float | None = None
     failed: bool = False
+    parameters: int | None = None
 
     @property
     def place(self) -> tuple[str, int]:

@@ -61,7 +61,7 @@ _SETTINGS = {
     "xtick.minor.size": 0,
     "ytick.major.size": 0,
 }
-_UNITS = {"sampled_tokens": "tokens sampled per problem", "seconds": "seconds per problem"}
+_UNITS = {"charged_tokens": "tokens per problem", "seconds": "seconds per problem"}
 
 
 def frontiers(attempts: Attempts) -> Figure:
@@ -393,7 +393,7 @@ def _families(attempts: Attempts) -> dict[str, str]:
     """A colour for each strategy, those on the frontier first, then the most accurate; grey when
     colours run out."""
     ranked = _ranked(attempts)
-    cost = [float(used(own, "sampled_tokens").mean()) for _, own in ranked]
+    cost = [float(used(own, "charged_tokens").mean()) for _, own in ranked]
     best = frontier(cost, [float(right(own).mean()) for _, own in ranked])
     order = [ranked[i][0] for i in best[::-1]] + [name for name, _ in ranked]
     names = dict.fromkeys(_family(attempts, name) for name in order)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anabranch.bench.attempts import Attempt
+from anabranch.bench.attempts import Attempt, used
 from anabranch.bench.intervals import Estimate
 from anabranch.bench.optimal import choose
-from anabranch.bench.summary import by_condition, charged
+from anabranch.bench.summary import by_condition
 from anabranch.errors import InputError, unknown_name
 
 
@@ -67,7 +67,7 @@ def recommend(
     if not own:
         raise InputError("the model was not tried on this task", got=model)
     groups = list(by_condition(own).values())
-    costs = [sum(map(charged, group)) / len(group) for group in groups]
+    costs = [used(group, "charged_tokens").mean() for group in groups]
     fitting = [group for group, cost in zip(groups, costs, strict=True) if cost <= budget]
     if not fitting:
         raise InputError(
@@ -81,7 +81,7 @@ def recommend(
         [names[id(attempt)] for attempt in among],
         [attempt.problem for attempt in among],
         [0] * len(among),
-        [charged(attempt) for attempt in among],
+        used(among, "charged_tokens"),
         [attempt.right for attempt in among],
         budget=budget,
     )
@@ -93,7 +93,7 @@ def recommend(
         task=task,
         strategy=best[0].strategy,
         budget=best[0].budget,
-        tokens=sum(map(charged, best)) / len(best),
+        tokens=float(used(best, "charged_tokens").mean()),
         expected=found.held_out,
         considered=len(fitting),
         problems=len({attempt.problem for attempt in best}),

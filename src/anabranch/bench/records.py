@@ -351,6 +351,7 @@ class Records:
                         trace=row.trace,
                         prefix=row.prefix,
                         failed=bool(row.error),
+                        parameters=settings.parameters,
                     )
                 )
         return found

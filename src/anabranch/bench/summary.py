@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from anabranch.bench.analyses import paired
 from anabranch.bench.attempts import Attempt, brief, places, right, used
-from anabranch.bench.intervals import Difference, Estimate, mean, share
+from anabranch.bench.intervals import Difference, Estimate, difference, mean, share
 from anabranch.bench.optimal import frontier
 from anabranch.errors import InputError
 from anabranch.reason.registry import parse
@@ -36,7 +33,8 @@ class Line:
         prefix: prefix accuracy, the mean share of steps before the first wrong one; None where
             steps cannot be checked.
         problems, failed: how many, and how many of them without an answer.
-        cheapest_tokens, cheapest_seconds: no other is both at least as accurate and as cheap.
+        cheapest: in what no other is both at least as accurate and as cheap: "tokens" (charged),
+            "time".
     """
 
     model: str
@@ -54,8 +52,7 @@ class Line:
     prefix: Estimate | None
     problems: int
     failed: int
-    cheapest_tokens: bool = False
-    cheapest_seconds: bool = False
+    cheapest: tuple[str, ...] = ()
 
 
 def condition(attempt: Attempt) -> Key:
@@ -82,15 +79,57 @@ def common(groups: dict[Key, list[Attempt]]) -> dict[Key, list[Attempt]]:
     return {key: [a for a in group if run(a) in shared] for key, group in groups.items()}
 
 
-def lines(
-    attempts: Sequence[Attempt], parameters: dict[str, int | None], *, task: str = ""
-) -> list[Line]:
+def paired(ours: Sequence[Attempt], base: Sequence[Attempt]) -> Difference | None:
+    """Accuracy of ours minus that of the base, over the problems and seeds that both have."""
+    known = {(attempt.place, attempt.seed): attempt.right for attempt in base}
+    both = [attempt for attempt in ours if (attempt.place, attempt.seed) in known]
+    if not both:
+        return None
+    other = [known[attempt.place, attempt.seed] for attempt in both]
+    return difference(right(both), other, places(both))
+
+
+def measure(own: Sequence[Attempt], base: Sequence[Attempt], *, task: str = "") -> Line:
+    """What a condition's attempts amount to, beside those of another."""
+    model, strategy, budget = condition(own[0])
+    computed = float((used(own, "computed_tokens") + used(own, "recomputed_tokens")).mean())
+    size = own[0].parameters
+    return Line(
+        model=model,
+        strategy=strategy,
+        budget=budget,
+        task=task,
+        accuracy=share(right(own), places(own)),
+        gain=None if own is base else paired(own, base),
+        sampled=float(used(own, "sampled_tokens").mean()),
+        charged=float(used(own, "charged_tokens").mean()),
+        computed=computed,
+        passes=float(used(own, "passes").mean()),
+        seconds=float(used(own, "seconds").mean()),
+        flops=None if size is None else 2.0 * size * computed,
+        prefix=_prefix(own),
+        problems=len(own),
+        failed=sum(attempt.failed for attempt in own),
+    )
+
+
+def marked(lines: Sequence[Line]) -> list[Line]:
+    """The same, with who is on the frontier."""
+    accuracy = [line.accuracy.value for line in lines]
+    costs = {"tokens": [line.charged for line in lines], "time": [line.seconds for line in lines]}
+    best = {name: set(frontier(cost, accuracy)) for name, cost in costs.items()}
+    return [
+        replace(line, cheapest=tuple(name for name in best if i in best[name]))
+        for i, line in enumerate(lines)
+    ]
+
+
+def lines(attempts: Sequence[Attempt], *, task: str = "") -> list[Line]:
     """One line for each condition, the first of which is the base; with the frontier.
 
     Where conditions have not tried the same problems, only those count that all have tried.
 
     Args:
-        parameters: how many each model has.
         task: this one only.
 
     Raises:
@@ -105,51 +144,12 @@ def lines(
         raise InputError(
             "the conditions were not tried on the same problems", fix="compare two of them"
         )
-    found = []
-    for (model, strategy, budget), own in groups.items():
-        means = {
-            name: float(used(own, name).mean())
-            for name in ("sampled_tokens", "passes", "seconds", "computed_tokens")
-        }
-        means["computed_tokens"] += float(used(own, "recomputed_tokens").mean())
-        size = parameters.get(model)
-        found.append(
-            Line(
-                model=model,
-                strategy=strategy,
-                budget=budget,
-                task=task,
-                accuracy=share(right(own), places(own)),
-                gain=None if own is base else paired(own, base),
-                sampled=means["sampled_tokens"],
-                charged=float(np.mean([charged(a) for a in own])),
-                computed=means["computed_tokens"],
-                passes=means["passes"],
-                seconds=means["seconds"],
-                flops=None if size is None else 2.0 * size * means["computed_tokens"],
-                prefix=_prefix(own),
-                problems=len(own),
-                failed=sum(a.failed for a in own),
-            )
-        )
-    accuracy = [line.accuracy.value for line in found]
-    tokens = set(frontier([line.charged for line in found], accuracy))
-    seconds = set(frontier([line.seconds for line in found], accuracy))
-    return [
-        Line(**{**line.__dict__, "cheapest_tokens": i in tokens, "cheapest_seconds": i in seconds})
-        for i, line in enumerate(found)
-    ]
+    return marked([measure(own, base, task=task) for own in groups.values()])
 
 
 def _prefix(own: Sequence[Attempt]) -> Estimate | None:
     known = [attempt for attempt in own if attempt.prefix is not None]
     return mean([a.prefix for a in known], places(known)) if known else None
-
-
-def charged(attempt: Attempt) -> int:
-    """Tokens that its budget was charged."""
-    usage = attempt.usage
-    return usage.prompt_tokens + usage.sampled_tokens + usage.forced_tokens
 
 
 def fair_gains(attempts: Sequence[Attempt]) -> tuple[list[str], dict[Key, Difference]]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from anabranch.bench.attempts import Attempt, brief, places, right
+from anabranch.bench.attempts import Attempt, brief, places, right, used
 from anabranch.bench.grid import DEFAULTS, Grid, build_grid, read_grid
 from anabranch.bench.intervals import Difference, Estimate, difference, share
 from anabranch.bench.models import load_model
@@ -29,7 +29,6 @@ from anabranch.bench.summary import (
     FAIR,
     Line,
     by_condition,
-    charged,
     condition,
     fair_gains,
     lines,
@@ -146,15 +145,13 @@ def run_grid(
             except (KeyboardInterrupt, AnabranchError) as error:
                 stopped = error  # told after what there is by now
         attempts = bench.attempts()
-        begun = [c.condition.settings for c in bench.columns if c.condition]
-        sizes = {settings.model: settings.parameters for settings in begun}
         skipped = [c for c in bench.columns if c.skipped]
         sessions = records.sessions()
     if as_json:
-        print_json(_results(attempts, sizes, skipped, bench.notes, sessions))
+        print_json(_results(attempts, skipped, bench.notes, sessions))
     else:
         if attempts:
-            _print_results(attempts, sizes)
+            _print_results(attempts)
         for column in skipped:
             print(f"skipped: {short(column.cell.strategy)}, {column.cell.task}: {column.skipped}")
         for note in bench.notes:
@@ -272,16 +269,16 @@ def _rate(column: Column | None) -> str:
 # ---- results -----------------------------------------------------------------------------------
 
 
-def _print_results(attempts: Sequence[Attempt], sizes: Mapping[str, int | None]) -> None:
+def _print_results(attempts: Sequence[Attempt]) -> None:
     """Tables by task, the frontier, and the mean gains."""
     groups = by_condition(attempts)
     several = len({model for model, _, _ in groups}) > 1
     tasks = list(dict.fromkeys(attempt.task for attempt in attempts))
     for task in tasks if len(tasks) > 1 else ():
         print(f"{_short_task(task)}\n")
-        _print_lines(_lines(attempts, sizes, task), several)
+        _print_lines(_lines(attempts, task), several)
         print()
-    found = _lines(attempts, sizes)
+    found = _lines(attempts)
     if not found:
         return
     print("all\n")
@@ -308,11 +305,9 @@ def _print_results(attempts: Sequence[Attempt], sizes: Mapping[str, int | None])
         print(f"(tasks of which {base} solves {FAIR[0]:.0%} to {FAIR[1]:.0%})")
 
 
-def _lines(
-    attempts: Sequence[Attempt], sizes: Mapping[str, int | None], task: str = ""
-) -> list[Line]:
+def _lines(attempts: Sequence[Attempt], task: str = "") -> list[Line]:
     try:
-        return lines(attempts, dict(sizes), task=task)
+        return lines(attempts, task=task)
     except InputError as error:
         print(f"note: {task or 'over all tasks'}: {error}")
         return []
@@ -328,7 +323,7 @@ def _print_lines(found: Sequence[Line], several: bool) -> None:
             f"{line.charged:.0f}",
             f"{line.seconds:.3g}",
             *(() if few else _more(line)),
-            _frontier(line),
+            ", ".join(line.cheapest),
             _label(line, several),
         )
         for line in found
@@ -355,11 +350,6 @@ def _more(line: Line) -> tuple[str, ...]:
     )
 
 
-def _frontier(line: Line) -> str:
-    on = [("tokens", line.cheapest_tokens), ("time", line.cheapest_seconds)]
-    return ", ".join(name for name, there in on if there)
-
-
 def _label(line: Line, several: bool) -> str:
     name = _name((line.model, line.strategy, line.budget))
     return f"{name}, {line.model}" if several else name
@@ -380,7 +370,6 @@ def _points(gain: Difference) -> str:
 
 def _results(
     attempts: Sequence[Attempt],
-    sizes: Mapping[str, int | None],
     skipped: Sequence[Column],
     notes: Sequence[str],
     sessions: Sequence[Mapping[str, Any]],
@@ -394,7 +383,7 @@ def _results(
         return told
     for task in ("", *dict.fromkeys(attempt.task for attempt in attempts)):
         try:
-            found = lines(attempts, dict(sizes), task=task)
+            found = lines(attempts, task=task)
         except InputError as error:
             told["notes"].append(f"{task or 'over all tasks'}: {error}")
             continue
@@ -518,8 +507,8 @@ def _comparison(task: str, mine: Sequence[Attempt], theirs: Sequence[Attempt]) -
         "a": share(right(mine), places(mine))._asdict(),
         "b": share(right(theirs), places(theirs))._asdict(),
         "difference": both._asdict(),
-        "a_tokens": sum(map(charged, mine)) / len(mine),
-        "b_tokens": sum(map(charged, theirs)) / len(theirs),
+        "a_tokens": float(used(mine, "charged_tokens").mean()),
+        "b_tokens": float(used(theirs, "charged_tokens").mean()),
         "problems": len(set(places(mine))),
     }
 

@@ -62,6 +62,11 @@ class Usage:
         """Sampled tokens on branches that do not lead to the answer."""
         return self.sampled_tokens - self.kept_tokens
 
+    @property
+    def charged_tokens(self) -> int:
+        """What a budget is charged: prompts, tokens sampled and tokens forced."""
+        return self.prompt_tokens + self.sampled_tokens + self.forced_tokens
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             *(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self))
