@@ -22,7 +22,7 @@ from anabranch.serve.chat import Message, conversation
 from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import begun, rule_of, sampling_of
 from anabranch.serve.sessions import MOST_DEPTH, Session, Sessions
-from anabranch.serve.stream import events, first, unless_gone
+from anabranch.serve.stream import STREAMED, events, first, unless_gone
 from anabranch.serve.wire import Body, Drawn, Name, Seed, Spend, Structured, Tokens
 
 routes = APIRouter()
@@ -193,7 +193,7 @@ async def fork(name: str, body: Fork, request: Request, secret: Secret = None) -
     return {"object": "list", "data": [_branch(session, child) for child in children]}
 
 
-@routes.post("/v1/branches/{name}/extend", response_model=None)
+@routes.post("/v1/branches/{name}/extend", response_model=None, responses=STREAMED)
 async def extend(name: str, body: Extend, request: Request, secret: Secret = None) -> Response:
     """Sample tokens."""
     session, branch = _find(name, request, secret)

@@ -19,7 +19,7 @@ from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
 from anabranch.serve.hub import Hub, Served
 from anabranch.serve.plain import Plain, new_id, prompts_of, seed_of
-from anabranch.serve.stream import events, first, unless_gone
+from anabranch.serve.stream import STREAMED, events, first, unless_gone
 from anabranch.serve.wire import Prompts, Sampled
 
 routes = APIRouter()
@@ -38,7 +38,7 @@ class Completion(Sampled):
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
-@routes.post("/v1/completions", response_model=None)
+@routes.post("/v1/completions", response_model=None, responses=STREAMED)
 async def completions(body: Completion, request: Request) -> Response:
     """Go on with prompts."""
     own = begin(body, request.app.state.hub, Terms.of(request))

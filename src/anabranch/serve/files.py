@@ -7,7 +7,7 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from starlette.datastructures import UploadFile
 
 from anabranch.serve.errors import Refusal
@@ -18,7 +18,31 @@ from anabranch.serve.wire import page
 routes = APIRouter()
 
 
-@routes.post("/v1/files")
+JSONL = "application/jsonl"
+BINARY = {"type": "string", "format": "binary"}
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file": BINARY,
+                        "purpose": {"const": "batch"},
+                    },
+                    "required": ["file", "purpose"],
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+"""What `upload` reads. It is not declared to FastAPI, which would read it before the route can
+bound the number of its parts."""
+
+
+@routes.post("/v1/files", openapi_extra=FORM)
 async def upload(request: Request) -> dict[str, Any]:
     """Take in a file of requests."""
     folder = folder_of(request)
@@ -64,12 +88,16 @@ async def file(name: str, request: Request) -> dict[str, Any]:
     return folder_of(request).record("file", name)
 
 
-@routes.get("/v1/files/{name}/content")
+@routes.get(
+    "/v1/files/{name}/content",
+    response_class=Response,
+    responses={200: {"content": {JSONL: {"schema": BINARY}}}},
+)
 async def content(name: str, request: Request) -> FileResponse:
     """What it holds."""
     folder = folder_of(request)
     folder.record("file", name)
-    return FileResponse(folder.data(name), media_type="application/jsonl")
+    return FileResponse(folder.data(name), media_type=JSONL)
 
 
 @routes.delete("/v1/files/{name}")

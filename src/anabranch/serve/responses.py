@@ -27,7 +27,7 @@ from anabranch.serve.items import (
 )
 from anabranch.serve.respond import Event, Kept, Response
 from anabranch.serve.store import Store
-from anabranch.serve.stream import events, first, unless_gone
+from anabranch.serve.stream import STREAMED, events, first, unless_gone
 from anabranch.serve.tools import MOST_TOOLS, Function, ToolName
 from anabranch.serve.wire import Body, Effort, Extension, Metadata, Name, Tokens, page
 
@@ -115,7 +115,7 @@ class Create(Body):
     stream_options: StreamOptions | None = None
 
 
-@routes.post("/v1/responses", response_model=None)
+@routes.post("/v1/responses", response_model=None, responses=STREAMED)
 async def create(body: Create, request: Request) -> HTTPResponse:
     """Reply to items."""
     state = request.app.state
@@ -140,7 +140,7 @@ async def create(body: Create, request: Request) -> HTTPResponse:
     return JSONResponse(told)
 
 
-@routes.get("/v1/responses/{name}", response_model=None)
+@routes.get("/v1/responses/{name}", response_model=None, responses=STREAMED)
 async def retrieve(
     name: str, request: Request, stream: bool = False, starting_after: int = -1
 ) -> HTTPResponse:

@@ -20,6 +20,8 @@ from anabranch.serve.wire import Body, Name
 
 T = TypeVar("T")
 
+NDJSON = "application/x-ndjson"
+
 routes = APIRouter()
 
 
@@ -69,13 +71,17 @@ async def records(
     return {"object": "list", "data": found}
 
 
-@routes.get("/v1/records/{record}/trace")
+@routes.get(
+    "/v1/records/{record}/trace",
+    response_class=Response,
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}},
+)
 async def trace(record: Annotated[int, PathParam(ge=1, le=2**62)], request: Request) -> Response:
     """The trace of one of them, as `anabranch trace` reads it."""
     text = await _recorded(request, lambda kept, key: kept.trace(key, record))
     if text is None:
         raise Refusal(404, "there is no trace of this record")
-    return Response(text, media_type="application/x-ndjson")
+    return Response(text, media_type=NDJSON)
 
 
 async def _recorded(request: Request, read: Callable[[Records, str], T]) -> T:
@@ -89,7 +95,11 @@ async def _recorded(request: Request, read: Callable[[Records, str], T]) -> T:
         raise Refusal(503, "records cannot be read; the log says why", retry_after=5) from None
 
 
-@routes.get("/metrics")
+@routes.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     for account in request.app.state.keys.accounts.values():
