@@ -20,7 +20,7 @@ from anabranch.serve.errors import Refusal
 from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
 from anabranch.serve.hub import Hub, Served
 from anabranch.serve.plain import Plain, new_id, seed_of
-from anabranch.serve.stream import STREAMED, events, first, unless_gone
+from anabranch.serve.stream import events, first, unless_gone
 from anabranch.serve.think import FORM, Thinking, plan_of
 from anabranch.serve.tools import (
     Calls,
@@ -33,7 +33,7 @@ from anabranch.serve.tools import (
     with_calls,
 )
 from anabranch.serve.tools import response as tool_response
-from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens
+from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens, or_stream, shape
 
 routes = APIRouter()
 
@@ -97,7 +97,11 @@ class Chat(Sampled):
     parallel_tool_calls: bool | None = None
 
 
-@routes.post("/v1/chat/completions", response_model=None, responses=STREAMED)
+_SHAPE = shape("chat.completion", id="string", created="integer", model="string",
+               choices="array", usage="object", anabranch="object")  # fmt: skip
+
+
+@routes.post("/v1/chat/completions", response_model=None, responses=or_stream(_SHAPE))
 async def chat_completions(body: Chat, request: Request) -> Response:
     """Reply to a conversation."""
     own = await begin(body, request.app.state.hub, Terms.of(request))

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from anabranch.serve.errors import Refusal
 from anabranch.serve.folder import Folder
 from anabranch.serve.plain import new_id
-from anabranch.serve.wire import page
+from anabranch.serve.wire import DELETED, PAGE, page, shape
 
 routes = APIRouter()
 
@@ -42,7 +42,11 @@ FORM = {
 bound the number of its parts."""
 
 
-@routes.post("/v1/files", openapi_extra=FORM)
+_SHAPE = shape("file", id="string", bytes="integer", created_at="integer", filename="string",
+               purpose="string", status="string")  # fmt: skip
+
+
+@routes.post("/v1/files", openapi_extra=FORM, responses=_SHAPE)
 async def upload(request: Request) -> dict[str, Any]:
     """Take in a file of requests."""
     folder = folder_of(request)
@@ -68,7 +72,7 @@ async def upload(request: Request) -> dict[str, Any]:
     return record
 
 
-@routes.get("/v1/files")
+@routes.get("/v1/files", responses=PAGE)
 async def files(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -82,7 +86,7 @@ async def files(
     return page(found, limit, order == "desc", after)
 
 
-@routes.get("/v1/files/{name}")
+@routes.get("/v1/files/{name}", responses=_SHAPE)
 async def file(name: str, request: Request) -> dict[str, Any]:
     """One of them."""
     return folder_of(request).record("file", name)
@@ -100,7 +104,7 @@ async def content(name: str, request: Request) -> FileResponse:
     return FileResponse(folder.data(name), media_type=JSONL)
 
 
-@routes.delete("/v1/files/{name}")
+@routes.delete("/v1/files/{name}", responses=DELETED)
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Delete it."""
     folder = folder_of(request)

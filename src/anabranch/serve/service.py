@@ -16,7 +16,7 @@ from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub
 from anabranch.serve.records import Records, Trouble
-from anabranch.serve.wire import Body, Name
+from anabranch.serve.wire import Body, Name, shape
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Detokenize(Body):
     tokens: Annotated[list[int], Field(max_length=1 << 20)]
 
 
-@routes.get("/health")
+@routes.get("/health", responses=shape(None, status="string"))
 async def health(request: Request) -> JSONResponse:
     """200 once every model answers."""
     hub: Hub = request.app.state.hub
@@ -60,7 +60,7 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse(told)
 
 
-@routes.get("/v1/records")
+@routes.get("/v1/records", responses=shape("list", data="array"))
 async def records(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -108,20 +108,26 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-@routes.get("/v1/models")
+_MODEL = shape("model", id="string", created="integer", owned_by="string", max_model_len="integer",
+               strategy="string null")  # fmt: skip
+
+
+@routes.get("/v1/models", responses=shape("list", data="array"))
 async def models(request: Request) -> dict[str, Any]:
     """Every name that a request may give as its model."""
     hub: Hub = request.app.state.hub
     return {"object": "list", "data": [_model(name, hub) for name, _ in hub.names()]}
 
 
-@routes.get("/v1/models/{name}")
+@routes.get("/v1/models/{name}", responses=_MODEL)
 async def model(name: str, request: Request) -> dict[str, Any]:
     """One of them."""
     return _model(name, request.app.state.hub)
 
 
-@routes.post("/tokenize")
+@routes.post(
+    "/tokenize", responses=shape(None, tokens="array", count="integer", max_model_len="integer")
+)
 async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     """The tokens that a prompt or a conversation is for the model."""
     served, _ = request.app.state.hub.find(body.model)
@@ -140,7 +146,7 @@ async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     }
 
 
-@routes.post("/detokenize")
+@routes.post("/detokenize", responses=shape(None, prompt="string"))
 async def detokenize(body: Detokenize, request: Request) -> dict[str, str]:
     """The text of tokens, without special ones."""
     served, _ = request.app.state.hub.find(body.model)

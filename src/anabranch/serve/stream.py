@@ -61,10 +61,6 @@ async def _left(request: Request) -> None:
         pass
 
 
-STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-"""For the OpenAPI document of routes that stream when asked to."""
-
-
 def events(chunks: AsyncGenerator[Any], *, done: bool = True) -> StreamingResponse:
     """Chunks as server-sent events: dictionaries as data, texts as comments.
 
