@@ -71,11 +71,16 @@ def before_call(context, case, kwargs):
 
 @schemathesis.hook
 def after_call(context, case, response):
-    """Remember what was made."""
+    """Remember what was made, and is there still."""
+    if case.method == "DELETE" and response.status_code == 200:
+        for name in case.path_parameters.values():
+            for kept in MADE.values():
+                kept[:] = [each for each in kept if str(each).partition(".")[0] != name != each]
+        return
     if ["application/json"] != response.headers.get("content-type") or response.status_code != 200:
         return
     told = response.json()
-    if not isinstance(told, dict) or case.method == "DELETE":
+    if not isinstance(told, dict):
         return
     for each in (told, *(told.get("data") or ())):
         if isinstance(each, dict) and "id" in each:

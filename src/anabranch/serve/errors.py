@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,8 +131,12 @@ def refusal_of(error: Exception) -> Refusal:
 def add_handlers(app: FastAPI) -> None:
     """Let every error leave the app in that form."""
 
-    async def handle(_: Request, error: Exception) -> JSONResponse:
-        return refusal_of(error).response()
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        refusal = refusal_of(error)
+        if refusal.status == 405 and (methods := _methods(app, request)):
+            # Of several routes for one path, the router names the first one's methods only.
+            refusal.headers["Allow"] = ", ".join(methods)
+        return refusal.response()
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -140,6 +145,17 @@ def add_handlers(app: FastAPI) -> None:
     for kind in (Refusal, AnabranchError, HTTPException, OSError, Exception):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What can be done with a path, by the OpenAPI document; nothing where it is not in there."""
+    path = request.url.path
+    return sorted(
+        method.upper()
+        for route, methods in app.openapi()["paths"].items()
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", route), path)
+        for method in methods
+    )
 
 
 def invalid_body(faults: Sequence[Any]) -> Refusal:
