@@ -188,7 +188,7 @@ def writer(steps: Sequence[str], grades: Mapping[str, int]) -> Rule:
     """Writes its own version of the next line; grades a chain by its last line."""
 
     def rule(prompt: str, reply: str) -> Mapping[str, float]:
-        if "One digit" in prompt:
+        if "one digit" in prompt:
             last = prompt.rpartition("\nHow good")[0].rstrip().rpartition("\n")[2]
             grade = next((g for word, g in grades.items() if word in last), 9)
             return replies({str(grade): 1.0})(prompt, reply)
@@ -223,8 +223,8 @@ def test_no_poor_step_survives_and_the_large_model_writes_those_only(bad: tuple[
 def test_drafts_below_the_threshold_stay_out_and_first_steps_are_the_large_models() -> None:
     rule = writer(STEPS, {"fine": 6})
     for options, accepted in (
-        ("threshold=5.9", 4),
-        ("threshold=6.5", 1),
+        ("threshold=0.6", 4),
+        ("threshold=0.65", 1),
         ("own=3", 1),
         ("own=4", 0),
     ):

@@ -6,7 +6,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +27,7 @@ from anabranch.reason.solve import think
 from anabranch.verify import equality, registry
 from anabranch.verify.equality import numeric, symbolic
 from anabranch.verify.registry import UNKNOWN, Judge, judges, parse, rate
+from anabranch.verify.rollout import rollout
 from anabranch.verify.value import Head
 from tests.engines import run as run_checked
 from tests.scripted import Rule, ask, replies, scripted
@@ -371,6 +372,25 @@ def test_a_rollout_without_a_check_counts_agreement() -> None:
     world(program)
 
 
+def test_a_short_rollout_is_rated_where_it_stops() -> None:
+    world = World({"A\nb\nc\nd\ne": 1.0})
+    seen: list[str] = []
+
+    async def text(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
+        seen.extend(thought.text for thought in thoughts)
+        return [0.25] * len(thoughts)
+
+    async def program() -> None:
+        thought = await world.thought("A\n", done=False)
+        for steps in (1, 2, 9):
+            judge = rollout(n=1, judge=Judge(text, name=f"text{steps}"), steps=steps)
+            assert await rate(judge, SUM, [thought]) == [0.25]
+        assert seen == ["A\nb\n", "A\nb\nc\n", "A\nb\nc\nd\ne"]
+        assert thought.text == "A\n"
+
+    world(program)
+
+
 @given(left=st.integers(1, 300))
 @settings(max_examples=20)
 def test_rollouts_leave_half_of_the_budget(left: int) -> None:
@@ -557,6 +577,20 @@ def test_process_rates_a_shared_step_once() -> None:
         ratings = [(await rate(judge, SUM, [thought]))[0] for thought in thoughts]
         assert ratings == pytest.approx([0.45, 0.36])
         assert sorted(asked) == ["one\n", "one\na", "one\nb"]
+
+    world(program)
+
+
+def test_process_reads_a_reply_without_the_turns_before_it() -> None:
+    base, asked = fixed({"zwölf\n": 0.5, "zwölf\nend": 0.8}, "base")
+    world = World(SAYING)
+
+    async def program() -> None:
+        thought = await world.thought("first\ndräft\n\nRevise it.\nzwölf\nend", "4")
+        thought.text = "zwölf\nend"
+        judge = combined("process", judge=base, aggregate="product", step="line")
+        assert await rate(judge, SUM, [thought]) == pytest.approx([0.4])
+        assert asked == ["zwölf\n", "zwölf\nend"]
 
     world(program)
 

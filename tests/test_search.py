@@ -133,6 +133,14 @@ def test_pruning_drops_the_worst_and_keeps_the_least() -> None:
     assert answer.text[0] == "x" or all(c.text[0] == "y" for c in answer.candidates)
 
 
+def test_looking_ahead_sees_where_a_step_leads() -> None:
+    """ "x" looks better than "y", and what comes of it is worse."""
+    short = solve(PAIRS, "beam(width=1, fanout=16)", judge_by(RATED))
+    ahead = solve(PAIRS, "lookahead(ahead=1, width=1, fanout=16)", judge_by(RATED))
+    assert {candidate.text[0] for candidate in short.candidates} == {"x"}
+    assert {candidate.text for candidate in ahead.candidates} == {"yx"}
+
+
 def test_what_a_beam_keeps_differs() -> None:
     beam = solve(PAIRS, "beam(width=4, fanout=32)", judge_by(RATED))
     assert sorted(candidate.text for candidate in beam.candidates) == sorted(PAIRS)

@@ -16,7 +16,7 @@ import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from anabranch.errors import InputError, check_range, unknown_name
@@ -324,7 +324,11 @@ def _import_all(package: str) -> None:
 
 
 def _parameters(make: Callable[..., Any]) -> dict[str, Parameter]:
-    hints = get_type_hints(make, include_extras=True)
+    # What it returns may be named by what its file need not import.
+    own = {name: hint for name, hint in make.__annotations__.items() if name != "return"}
+    hints = get_type_hints(
+        SimpleNamespace(__annotations__=own), inspect.unwrap(make).__globals__, include_extras=True
+    )
     found = {}
     for name, parameter in inspect.signature(make).parameters.items():
         hint: Any = hints[name]

@@ -11,9 +11,9 @@ from anabranch.errors import InputError
 from anabranch.program.registry import Entry, Named, OneOf, Part, Range, Registry
 from anabranch.program.types import Fold, Strategy
 from anabranch.verify.aggregates import AGGREGATES
-from anabranch.verify.registry import Judge, JudgedBy
+from anabranch.verify.registry import Judge, JudgedBy, Steps, boundary
 
-__all__ = ["Entry", "JudgedBy", "Named", "OneOf", "Part", "Range"]
+__all__ = ["Entry", "JudgedBy", "Named", "OneOf", "Part", "Range", "Steps", "boundary"]
 
 # The parameters that most methods share, so that they mean and allow the same everywhere.
 Samples = Annotated[int, Range(1, 1024)]
@@ -24,14 +24,8 @@ Rounds = Annotated[int, Range(1, 1024)]
 Retries = Annotated[int, Range(0, 16)]
 Share = Annotated[float, Range(0, 1)]
 Aggregated = Annotated[str, OneOf(AGGREGATES)]
-Steps = Annotated[str, OneOf(("line", "paragraph"))]
 # A default is the text of one: what a factory gets is always made.
 Base = Annotated[Any, Part("strategy")]
-
-
-def boundary(step: str) -> str:
-    """The text that ends a step."""
-    return {"line": "\n", "paragraph": "\n\n"}[step]
 
 
 def needs_partial(name: str, judge: Judge) -> None:

@@ -15,18 +15,18 @@ from anabranch.reason.folds import majority
 from anabranch.reason.kernels import population, sampler
 from anabranch.reason.prompts import messages
 from anabranch.reason.registry import (
+    JudgedBy,
     MaxTokens,
     Range,
     Rounds,
+    Share,
     Steps,
     Temperature,
     boundary,
+    needs_partial,
     strategy,
 )
-from anabranch.reason.turns import verdict
-
-DIGITS = tuple("0123456789")
-GRADE = "How good is the last step of that, from 0 (wrong) to 9 (right and useful)? One digit."
+from anabranch.verify.registry import rate
 
 
 @strategy(
@@ -41,7 +41,8 @@ GRADE = "How good is the last step of that, from 0 (wrong) to 9 (right and usefu
 def spec_reason(
     *,
     draft: Annotated[str, Text(500)] = "",
-    threshold: Annotated[float, Range(0, 9)] = 7.0,
+    judge: JudgedBy = "self_rating(of='last', scale='digits', prior='none')",
+    threshold: Share = 0.75,
     own: Annotated[int, Range(0, 1024)] = 0,
     step: Steps = "line",
     step_tokens: MaxTokens = 96,
@@ -50,12 +51,15 @@ def spec_reason(
 ) -> Strategy:
     """One chain of at most `rounds` steps, the first `own` of them by the large model.
 
-    Departures: a grade is the expectation over ten digits, not one digit drawn.
+    Departures: a grade is the expectation over the digits, not one digit drawn; a draft is kept
+    from `threshold` on, of 1.
 
     Args:
         draft: name, file or folder of the small model, loaded once; empty: the model itself, which
             filters its steps but saves nothing.
     """
+
+    needs_partial("spec_reason", judge)
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
         write = sampler(problem, until=boundary(step), temperature=temperature)
@@ -96,12 +100,12 @@ def spec_reason(
         branch = thought.branch.fork()
         forced = await branch.force(drafted.text)
         if forced.stop == "forced":
-            shares = await verdict(branch, GRADE, DIGITS)
-            grade = sum(int(digit) * share for digit, share in shares.items())
+            longer = _appended(problem, thought, branch, forced, drafted)
+            (grade,) = await rate(judge, problem, [longer])
             branch.run.note("grade", branch=branch.id, grade=grade, accepted=grade >= threshold)
             if grade >= threshold:
                 thought.branch.drop("went on with a draft")
-                return _appended(problem, thought, branch, forced, drafted)
+                return longer
         branch.drop("rejected")
         return None
 

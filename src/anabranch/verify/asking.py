@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from anabranch.errors import ContextError, InputError
 from anabranch.program.branch import Branch
 from anabranch.program.derived import forks, score, turn
 from anabranch.program.engine import Engine, Prompt
-from anabranch.program.types import Mark
+from anabranch.program.types import Mark, Thought
 
 VERDICTS = ("Yes", "No")
 
@@ -99,16 +100,26 @@ def place(branch: Branch, position: int) -> Mark:
     return Mark(branch.id, position)
 
 
-def step_ends(branch: Branch, boundary: str) -> list[int]:
-    """Positions where the steps of a branch's text end, the tip last.
+def before(thought: Thought) -> int:
+    """Characters of its branch's text that are not its own: the turns that led to it."""
+    whole = thought.branch.text
+    return len(whole) - len(thought.text) if whole.endswith(thought.text) else 0
+
+
+def step_ends(thought: Thought, boundary: str) -> list[int]:
+    """Positions where the steps of a thought's text end, the tip last.
 
     A step goes to the token that completes its boundary; blank ones are none.
     """
-    start, wanted = branch.opening.position, boundary.encode()
-    ends, text = [], b""
-    tip = branch.mark.position
+    branch, wanted, ends, text = thought.branch, boundary.encode(), [], b""
+    start, tip = branch.opening.position, branch.mark.position
+    reader, others = codecs.getincrementaldecoder("utf-8")("replace"), before(thought)
     for position, token in enumerate(branch.tokens[start:], start + 1):
-        text += branch.engine.tokenizer.token_bytes(token)
+        said = branch.engine.tokenizer.token_bytes(token)
+        if others > 0:
+            others -= len(reader.decode(said))
+            continue
+        text += said
         if wanted in text:
             if text.strip():
                 ends.append(position)

@@ -11,8 +11,8 @@ from anabranch.program.registry import OneOf
 from anabranch.program.types import Mark, Problem, Thought
 from anabranch.verify import registry
 from anabranch.verify.aggregates import AGGREGATES
-from anabranch.verify.asking import place, step_ends, unasked
-from anabranch.verify.registry import UNKNOWN, Judge, JudgedBy, judge
+from anabranch.verify.asking import before, place, step_ends, unasked
+from anabranch.verify.registry import UNKNOWN, Judge, JudgedBy, Steps, boundary, judge
 
 
 @judge(
@@ -24,7 +24,7 @@ def process(
     *,
     judge: JudgedBy = "self_rating",
     aggregate: Annotated[str, OneOf(AGGREGATES)] = "product",
-    step: Annotated[str, OneOf(("line", "paragraph"))] = "line",
+    step: Steps = "line",
 ) -> Judge:
     """Every step is rated once, also where several thoughts share it.
 
@@ -37,7 +37,6 @@ def process(
             got=judge.name,
             fix="take one that can, such as self_rating",
         )
-    boundary = {"line": "\n", "paragraph": "\n\n"}[step]
 
     async def rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
         known = thoughts[0].branch.run.ratings
@@ -50,13 +49,14 @@ def process(
                     unasked(branch, "the thought was dropped")
                     steps.append([])
                     continue
-                places = [place(branch, end) for end in step_ends(branch, boundary)[:-1]]
+                places = [place(branch, end) for end in step_ends(thought, boundary(step))[:-1]]
                 steps.append(places)
+                others = before(thought)
                 for where in places:
                     if (judge.name, where) not in known and where not in new:
                         prefix = branch.fork(at=where)
                         stack.callback(prefix.drop, "process")
-                        new[where] = Thought(prefix, thought, text=prefix.text)
+                        new[where] = Thought(prefix, thought, text=prefix.text[others:])
             rated = await registry.rate(judge, problem, list(new.values()))
             known.update(((judge.name, w), r) for w, r in zip(new, rated, strict=True))
         last = await registry.rate(judge, problem, thoughts)

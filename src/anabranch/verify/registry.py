@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from anabranch.errors import AnabranchError, InputError
-from anabranch.program.registry import Entry, Named, Part, Registry
+from anabranch.program.registry import Entry, Named, OneOf, Part, Registry
 from anabranch.program.types import Problem, Thought
 
 Rate = Callable[[Problem, Sequence[Thought]], Awaitable[list[float]]]
@@ -36,6 +36,13 @@ class Judge:
 
 # A default is the text of one: what a factory gets is always made.
 JudgedBy = Annotated[Any, Part("judge")]
+Steps = Annotated[str, OneOf(("line", "paragraph"))]
+
+
+def boundary(step: str) -> str:
+    """The text that ends a step."""
+    return {"line": "\n", "paragraph": "\n\n"}[step]
+
 
 _JUDGES = Registry("judge", "anabranch.verify", product="product")
 

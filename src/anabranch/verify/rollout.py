@@ -15,7 +15,7 @@ from anabranch.program.registry import Range
 from anabranch.program.tasks import together
 from anabranch.program.types import Problem, Thought
 from anabranch.verify import registry
-from anabranch.verify.registry import UNKNOWN, Judge, JudgedBy, judge
+from anabranch.verify.registry import UNKNOWN, Judge, JudgedBy, Steps, boundary, judge
 
 BUDGET_SHARE = 0.5
 """Most of what is left of a budget that one round of ratings spends: the search needs the rest."""
@@ -25,13 +25,15 @@ BUDGET_SHARE = 0.5
     "rollout",
     paper="Wang et al. 2023, Math-Shepherd, section 3.2 (soft estimation); without known answers, "
     "agreement instead",
-    summary="The thought is finished n times; the mean rating of the ends (agreement if not told).",
+    summary="The thought is finished, or goes on, n times; the mean rating of where that leads.",
 )
 def rollout(
     *,
     n: Annotated[int, Range(1, 64)] = 4,
     judge: JudgedBy = "agreement",
     max_tokens: Annotated[int, Range(1, 1 << 20)] = 256,
+    steps: Annotated[int, Range(0, 1024)] = 0,
+    step: Steps = "line",
     temperature: Annotated[float, Range(0, 10)] = 0.8,
 ) -> Judge:
     """All rollouts of all thoughts run at once; their ends are judged together.
@@ -40,7 +42,13 @@ def rollout(
     thoughts only; one that the budget cut short counts nothing, and a thought without any end is
     unknown. With `judge=checker` this is the paper's soft estimate; with agreement an end is worth
     the share of all other ends that agree with it.
+
+    Args:
+        max_tokens: of one rollout.
+        steps: how many each goes on for; 0: to its end. Short ones are lookahead (Snell et al.
+            2024, section 5.2), and need a judge of unfinished thoughts.
     """
+    until = boundary(step) if steps else None
 
     async def rate(problem: Problem, thoughts: Sequence[Thought]) -> list[float]:
         going = [t for t in thoughts if not t.done and t.branch.live]
@@ -54,7 +62,8 @@ def rollout(
                     for fork in stack.enter_context(forks(thought.branch, n, "rollout"))
                 ]
                 done = await together(
-                    _finish(problem, thought, fork, limit, temperature) for thought, fork in tries
+                    _go_on(problem, thought, fork, limit, max(1, steps), until, temperature)
+                    for thought, fork in tries
                 )
                 for (thought, _), end in zip(tries, done, strict=True):
                     ends[id(thought)] += [end] if end is not None else []
@@ -85,11 +94,23 @@ def _limit(going: Sequence[Thought], n: int, max_tokens: int) -> int:
     return max_tokens
 
 
-async def _finish(
-    problem: Problem, thought: Thought, fork: Branch, limit: int, temperature: float
+async def _go_on(
+    problem: Problem,
+    thought: Thought,
+    fork: Branch,
+    limit: int,
+    steps: int,
+    until: str | None,
+    temperature: float,
 ) -> Thought | None:
-    """The end that a thought came to on a fork; None when the budget cut it short."""
-    step = await fork.extend(limit, temperature=temperature)
+    """Where a thought came to on a fork; None when the budget cut it short."""
+    begun = len(fork.tokens)
+    logp = logw = 0.0
+    for _ in range(steps):
+        step = await fork.extend(limit, until=until, temperature=temperature)
+        logp, logw, limit = logp + step.logp, logw + step.logw, limit - len(step.tokens)
+        if step.stop != "until" or limit < 1:
+            break
     ended = step.stop == "end"
     answer = extract(fork.text, problem, done=ended)
     if step.stop == "budget" and answer is None:
@@ -101,7 +122,7 @@ async def _finish(
         answer=answer,
         done=ended or answer is not None,
         text=fork.text,
-        logp=thought.logp + step.logp,
-        logw=thought.logw + step.logw,
-        tokens=thought.tokens + len(step.tokens),
+        logp=thought.logp + logp,
+        logw=thought.logw + logw,
+        tokens=thought.tokens + len(fork.tokens) - begun,
     )

@@ -17,6 +17,9 @@ _QUESTIONS = {
     ("steps", "verdict"): "Is every step of this solution right so far? Answer Yes or No.",
     ("steps", "digits"): "How sure are you that this solution is right so far, from 1 to 9? Answer "
     "with one digit.",
+    ("last", "verdict"): "Is the last step of that right and useful? Answer Yes or No.",
+    ("last", "digits"): "How good is the last step of that, from 1 (wrong) to 9 (right and "
+    "useful)? Answer with one digit.",
     ("whole", "verdict"): "Check every line of that. Is it all right, the result included? Reply "
     "Yes or No.",
     ("whole", "digits"): "Check every line of that. How sure are you that it is all right, the "
@@ -32,12 +35,12 @@ _QUESTIONS = {
 )
 def self_rating(
     *,
-    of: Annotated[str, OneOf(("steps", "whole"))] = "steps",
+    of: Annotated[str, OneOf(("steps", "last", "whole"))] = "steps",
     scale: Annotated[str, OneOf(("verdict", "digits"))] = "verdict",
     prior: Annotated[str, OneOf(("empty", "none"))] = "empty",
 ) -> Judge:
     """The probability of "Yes", or the expected digit, brought to [0, 1]; nothing is sampled.
-    It is asked of the steps so far, or of the whole with its result.
+    It is asked of the steps so far, of the last of them, or of the whole with its result.
 
     `prior="empty"` subtracts what the model says of an empty reply: 0.5 then means "no better than
     nothing". Departures: one question for all problems, instead of a prompt with examples.

@@ -191,7 +191,7 @@ async def fit_to(
             for i, thought in zip(group, thoughts, strict=True):
                 branch = thought.branch
                 tip = [branch.mark.position]
-                ends = tip if boundary is None else step_ends(branch, boundary)
+                ends = tip if boundary is None else step_ends(thought, boundary)
                 own = await together(_state(branch, end) for end in ends)
                 states += own
                 outcomes += [float(records[i].right)] * len(own)
