@@ -436,6 +436,26 @@ def test_large_bodies_are_refused_whatever_their_headers_say() -> None:
 def test_unknown_routes_and_methods(server: Running) -> None:
     assert ask(server, "/v1/nothing")[1]["error"]["type"] == "not_found_error"
     assert ask(server, "/v1/chat/completions")[0] == 405
+    assert ask(server, "/v1/models/", None)[0] == 404
+    for path, allowed in (
+        ("/v1/files", "GET, POST"),
+        ("/v1/branches/a.b", "DELETE, GET"),
+        ("/", "GET"),
+    ):
+        with connected(server) as connection:
+            connection.request("PUT", path)
+            response = connection.getresponse()
+            assert (response.status, response.headers["allow"]) == (405, allowed)
+
+
+def test_the_document_tells_what_every_route_gives(server: Running) -> None:
+    for path, methods in ask(server, "/openapi.json")[1]["paths"].items():
+        for method, route in methods.items():
+            told = route["responses"]
+            assert set(told) == {"200", "4XX", "5XX"}, (method, path)
+            for status in ("4XX", "5XX"):
+                assert set(told[status]["content"]) == {"application/json"}, (method, path)
+            assert all(each["schema"] for each in told["200"]["content"].values()), (method, path)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

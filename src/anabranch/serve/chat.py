@@ -33,7 +33,7 @@ from anabranch.serve.tools import (
     with_calls,
 )
 from anabranch.serve.tools import response as tool_response
-from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens
+from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens, or_stream, shape
 
 routes = APIRouter()
 
@@ -115,7 +115,11 @@ class Chat(Sampled):
         return self
 
 
-@routes.post("/v1/chat/completions", response_model=None)
+_SHAPE = shape("chat.completion", id="string", created="integer", model="string",
+               choices="array", usage="object", anabranch="object")  # fmt: skip
+
+
+@routes.post("/v1/chat/completions", response_model=None, responses=or_stream(_SHAPE))
 async def chat_completions(body: Chat, request: Request) -> Response:
     """Reply to a conversation."""
     own = await begin(body, request.app.state.hub, Terms.of(request))

@@ -20,7 +20,7 @@ from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
 from anabranch.serve.hub import Hub, Served
 from anabranch.serve.plain import Plain, new_id, prompts_of, seed_of
 from anabranch.serve.stream import events, first, unless_gone
-from anabranch.serve.wire import Prompts, Sampled
+from anabranch.serve.wire import Prompts, Sampled, or_stream, shape
 
 routes = APIRouter()
 
@@ -38,7 +38,11 @@ class Completion(Sampled):
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
-@routes.post("/v1/completions", response_model=None)
+_SHAPE = shape("text_completion", id="string", created="integer", model="string",
+               choices="array", usage="object")  # fmt: skip
+
+
+@routes.post("/v1/completions", response_model=None, responses=or_stream(_SHAPE))
 async def completions(body: Completion, request: Request) -> Response:
     """Go on with prompts."""
     own = begin(body, request.app.state.hub, Terms.of(request))

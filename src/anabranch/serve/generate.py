@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -124,7 +125,12 @@ async def begun(rule: Constraint | None, tokenizer: Tokenizer) -> Constraint | N
     """A rule, compiled beside the event loop. Raises InputError."""
     if rule is None:
         return None
-    return _Begun(await asyncio.to_thread(rule.start, tokenizer, ()))
+    first = await asyncio.get_running_loop().run_in_executor(_RULES, rule.start, tokenizer, ())
+    return _Begun(first)
+
+
+_RULES = ThreadPoolExecutor(2, "anabranch-rules")
+"""Threads of their own, and few: rules that take seconds must hold up nobody without one."""
 
 
 async def choices(branches: Sequence[Branch], ask: Ask) -> AsyncGenerator[Delta]:
