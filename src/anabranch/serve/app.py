@@ -29,7 +29,7 @@ from anabranch.serve import (
 from anabranch.serve.admission import Admission
 from anabranch.serve.batch import Batches
 from anabranch.serve.calls import Call, begin
-from anabranch.serve.errors import Refusal, add_handlers
+from anabranch.serve.errors import FAILURES, Refusal, add_handlers
 from anabranch.serve.folder import Folder
 from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
@@ -111,7 +111,13 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
                 await asyncio.to_thread(spans.close)
 
     app = FastAPI(
-        title="Anabranch", version=__version__, lifespan=life, docs_url=None, redoc_url=None
+        title="Anabranch",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=FAILURES,
     )
     admission = Admission(settings.running, settings.waiting)
     app.state.hub, app.state.settings, app.state.admission = hub, settings, admission

@@ -85,7 +85,7 @@ class Gate:
                 "no valid API key was given; send `Authorization: Bearer KEY`, or, where a browser "
                 "asks, any name with the key as its password",
                 code="invalid_api_key",
-                challenge=_challenge(headers),
+                headers={"WWW-Authenticate": _challenge(headers)},
             )
         if self.keys.open is not None and _host(headers.get("host", "")) not in LOOPBACK:
             # A page elsewhere may give its own name this machine's address ("DNS rebinding").

@@ -31,6 +31,9 @@ class Settings(BaseModel):
         waiting: requests that may wait for that; more are refused.
         body_bytes: largest body of a request.
         seconds: longest time of one request.
+        connections: clients' connections at the same time; more are closed at once.
+        stall_seconds: in so long a client must send 16 KiB of its request or the rest of it, and
+            take as much of what is sent to it; who is slower is cut off.
         keys: file of API keys; without one, only this machine can ask.
         share_cache: keys share computed prefixes, which lets each find out by the time that an
             answer takes whether another has asked the same.
@@ -63,6 +66,8 @@ class Settings(BaseModel):
     waiting: Annotated[int, Field(ge=0, le=1 << 16)] = 256
     body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    connections: Annotated[int, Field(ge=1, le=1 << 20)] = 768
+    stall_seconds: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     keys: Path | None = None
     share_cache: bool = False
     records: Annotated[Path | str | None, BeforeValidator(_place)] = None

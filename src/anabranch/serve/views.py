@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse
 from anabranch.reason.registry import strategies as all_strategies
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub, Served
+from anabranch.serve.wire import shape
 from anabranch.verify.registry import judges as all_judges
 
 routes = APIRouter()
@@ -51,7 +52,7 @@ async def part(name: str) -> FileResponse:
     return FileResponse(path, media_type=TYPES[path.suffix], headers=HEADERS)
 
 
-@routes.get("/v1/strategies")
+@routes.get("/v1/strategies", responses=shape("list", data="array"))
 async def strategies() -> dict[str, Any]:
     """Every strategy: parameters with defaults and limits, cost, when to use it, its paper."""
     return {
@@ -60,13 +61,15 @@ async def strategies() -> dict[str, Any]:
     }
 
 
-@routes.get("/v1/judges")
+@routes.get("/v1/judges", responses=shape("list", data="array"))
 async def judges() -> dict[str, Any]:
     """Every judge that strategies let thoughts be rated by, likewise."""
     return {"object": "list", "data": [e.describe() for e in await asyncio.to_thread(all_judges)]}
 
 
-@routes.get("/v1/engine")
+@routes.get(
+    "/v1/engine", responses=shape(None, running="integer", waiting="integer", models="array")
+)
 async def engine(request: Request) -> dict[str, Any]:
     """What requests and engines are doing. Counts go up from the start: rates are differences."""
     hub: Hub = request.app.state.hub
@@ -90,5 +93,7 @@ def _figures(served: Served) -> dict[str, Any]:
         "cached_tokens": tree.held,
         "pages": len(pool),
         "used_pages": len(pool) - pool.free,
+        "held_pages": tree.held_pages(),
+        "branches": sum(root.pins for root in tree.roots.values()),
         "operations": len(core.requests),
     }
