@@ -92,7 +92,7 @@ def test_deep_nesting(server: Running, depth: int) -> None:
 
 def test_others_do_not_wait_for_hostile_rules(server: Running) -> None:
     """Of rules that take long there are more than cores; who has none is answered meanwhile."""
-    hostile = {"structured_outputs": {"choice": ["x"] * 20_000}}
+    hostile = {"structured_outputs": {"choice": ["x"] * 8_000}}
     ended: list[int] = []
 
     def ask_much() -> None:
