@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
 PHASES = "coverage,fuzzing,stateful"
-LEFT_OUT = "positive_data_acceptance"
-"""Fields that exclude one another are not told by the document: such requests get 400, rightly."""
+LEFT_OUT = "positive_data_acceptance,ensure_resource_availability"
+"""Fields that exclude one another are not told by the document: such requests get 400, rightly.
+And a file's `filename` is taken for the `name` in paths, which is its id."""
 
 HOOKS = '''
 import random
