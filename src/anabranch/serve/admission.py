@@ -69,7 +69,7 @@ class Admission:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # called up in the same moment
                 self._leave(account)
-            else:
+            elif entry in queue:
                 queue.remove(entry)
                 self._gone(account)
             raise
@@ -93,6 +93,8 @@ class Admission:
             account = min(able, key=lambda each: (self._held[each], self._queues[each][0][0]))
             _, turn = self._queues[account].popleft()
             self._gone(account)
+            if turn.cancelled():  # whoever waited has left in the same moment
+                continue
             self.running += 1
             self._held[account] += 1
             turn.set_result(None)

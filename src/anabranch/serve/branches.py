@@ -236,7 +236,7 @@ async def extend(name: str, body: Extend, request: Request, secret: Secret = Non
     }
     if body.stream:
         chunks = _pieces(session, branch, Terms.of(request), body.limit, options)
-        return events(await first(chunks))
+        return events(await unless_gone(request, first(chunks)))
     return await _done(
         session, branch, request, lambda: branch.extend(body.limit, since=since, **options)
     )

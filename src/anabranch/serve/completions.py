@@ -47,7 +47,7 @@ async def completions(body: Completion, request: Request) -> Response:
     """Go on with prompts."""
     own = begin(body, request.app.state.hub, Terms.of(request))
     if body.stream:
-        return events(await first(own.chunks()))
+        return events(await unless_gone(request, first(own.chunks())))
     return JSONResponse(await unless_gone(request, own.whole()))
 
 
@@ -124,7 +124,14 @@ class Text:
         body, tokenizer = self.body, self.served.lm.tokenizer
         rule = await begun(rule_of(body.structured_outputs), tokenizer)
         limit = body.max_tokens or DEFAULT_TOKENS
-        return Ask(limit, stops_of(body), rule, body.logprobs or 0, sampling_of(body, tokenizer))
+        return Ask(
+            limit,
+            stops_of(body),
+            rule,
+            body.logprobs or 0,
+            sampling_of(body, tokenizer),
+            keep=body.include_stop_str_in_output,
+        )
 
     async def _echoes(self) -> list[tuple[str, Step | None]]:
         """The text of each prompt, and if wanted what the model says of all but its first token."""

@@ -65,8 +65,6 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
-        if status == 401:
-            self.headers["WWW-Authenticate"] = 'Basic realm="anabranch", charset="UTF-8"'
 
     @property
     def body(self) -> dict[str, Any]:

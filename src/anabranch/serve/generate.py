@@ -46,6 +46,7 @@ class Ask:
     Attributes:
         limit: most tokens.
         stops: texts that end it, and are left out.
+        keep: they are not.
         top: likeliest tokens to report with each.
         sampling: as in `Branch.extend`.
     """
@@ -55,6 +56,7 @@ class Ask:
     allow: Constraint | None = None
     top: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
+    keep: bool = False
 
 
 def sampling_of(body: Drawn, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -165,8 +167,12 @@ async def _written(branch: Branch, ask: Ask) -> AsyncGenerator[tuple[str, tuple[
         async for piece in pieces:
             begin = len(text)
             text += piece.text
-            found = [text.find(stop, max(0, begin - longest)) for stop in ask.stops]
-            cut = min((at for at in found if at >= 0), default=len(text))
+            found = [
+                (at, at + len(stop) * ask.keep)
+                for stop in ask.stops
+                if (at := text.find(stop, max(0, begin - longest))) >= 0
+            ]
+            _, cut = min(found, default=(0, len(text)))
             yield text[begin:cut], piece.results
 
 

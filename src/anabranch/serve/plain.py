@@ -56,7 +56,9 @@ class Plain:
         root = self.served.lm.engine.open(
             tokens, seed=self.seed, run=self.run, priority=self.terms.priority
         )
-        self.cached += self.run.cost.cached - before
+        held = self.run.cost.cached - before
+        self.cached += held
+        self.call.cached_tokens += held
         return root
 
     @property

@@ -150,7 +150,7 @@ async def create(body: Create, request: Request) -> HTTPResponse:
     if keeps:
         happening = _keeping(happening, kept, store)
     if body.stream:
-        return events(await first(happening), done=False)
+        return events(await unless_gone(request, first(happening)), done=False)
     await unless_gone(request, _to_the_end(happening))
     if kept.response.fault is not None:
         raise kept.response.fault

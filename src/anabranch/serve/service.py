@@ -14,7 +14,7 @@ from pydantic import Field
 
 from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
-from anabranch.serve.hub import Hub
+from anabranch.serve.hub import Hub, Served
 from anabranch.serve.records import Records, Trouble
 from anabranch.serve.wire import Body, Name, shape
 
@@ -29,19 +29,20 @@ class Tokenize(Body):
     """Text, or a conversation, to be cut into tokens.
 
     Attributes:
+        model: may be left out where one is served, as vLLM's clients do.
         add_special_tokens: text begins as a prompt does.
     """
 
-    model: Name
+    model: Name | None = None
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
     add_special_tokens: bool = True
 
 
 class Detokenize(Body):
-    """Tokens to be put together."""
+    """Tokens to be put together; `model` as in `Tokenize`."""
 
-    model: Name
+    model: Name | None = None
     tokens: Annotated[list[int], Field(max_length=1 << 20)]
 
 
@@ -130,13 +131,13 @@ async def model(name: str, request: Request) -> dict[str, Any]:
 )
 async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     """The tokens that a prompt or a conversation is for the model."""
-    served, _ = request.app.state.hub.find(body.model)
+    served = _meant(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "give either prompt or messages", param="prompt")
     if body.messages is not None:
         tokens = await served.render(body.messages)
     elif body.add_special_tokens:
-        tokens = served.lm.tokenizer.prompt(body.prompt)
+        tokens = served.lm.tokenizer.prompt(body.prompt or "")
     else:
         tokens = served.lm.engine.encode(body.prompt or "")
     return {
@@ -149,8 +150,28 @@ async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
 @routes.post("/detokenize", responses=shape(None, prompt="string"))
 async def detokenize(body: Detokenize, request: Request) -> dict[str, str]:
     """The text of tokens, without special ones."""
-    served, _ = request.app.state.hub.find(body.model)
+    served = _meant(request, body.model)
     return {"prompt": served.lm.engine.text_of(served.lm.engine.encode(body.tokens))}
+
+
+@routes.get("/tokenizer_info")
+async def tokenizer_info(
+    request: Request, model: Annotated[Name | None, Query()] = None
+) -> dict[str, str | None]:
+    """The texts of a tokenizer's marks, for clients that cut texts into tokens by `/tokenize`."""
+    tokenizer = _meant(request, model).lm.tokenizer
+    end, bos = min(tokenizer.ends, default=None), tokenizer.bos
+    return {
+        "eos_token": None if end is None else tokenizer.decode([end], special=True),
+        "bos_token": None if bos is None else tokenizer.decode([bos], special=True),
+    }
+
+
+def _meant(request: Request, name: str | None) -> Served:
+    """The model of a name, or the only one. Raises Refusal."""
+    hub: Hub = request.app.state.hub
+    served, _ = hub.find(hub.only if name is None else name)
+    return served
 
 
 def _model(name: str, hub: Hub) -> dict[str, Any]:

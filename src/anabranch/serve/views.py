@@ -93,5 +93,7 @@ def _figures(served: Served) -> dict[str, Any]:
         "cached_tokens": tree.held,
         "pages": len(pool),
         "used_pages": len(pool) - pool.free,
+        "held_pages": tree.held_pages(),
+        "branches": sum(root.pins for root in tree.roots.values()),
         "operations": len(core.requests),
     }

@@ -98,6 +98,7 @@ class Sampled(Drawn):
     model: Name
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    include_stop_str_in_output: bool = False
     seed: Seed | None = None
     max_tokens: Tokens | None = None
     stream: bool | None = False
