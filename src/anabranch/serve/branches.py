@@ -255,7 +255,7 @@ async def force(name: str, body: Force, request: Request, secret: Secret = None)
 
 
 @routes.post(
-    "/v1/branches/{name}/score", responses=shape("scores", branch="string", scores="object")
+    "/v1/branches/{name}/score", responses=shape("scores", branch="string", scores="array")
 )
 async def score_options(
     name: str, body: Options, request: Request, secret: Secret = None
