@@ -2,6 +2,7 @@
 
     python benchmarks/thinking.py --json FILE                  # half an hour on two cores
     python benchmarks/thinking.py --n 4 --problems 1           # a short look
+    python benchmarks/thinking.py --server anabranch           # the peers on our server
 
 Same model file, problems, prompts, sampling and numbers of samples, one problem at a time, all in
 turn. What is compared with what and how fairly, and how to install the peers: README.md.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import print_provenance, provenance, write
-from llama_server import LlamaServer
+from servers import AnabranchServer, LlamaServer, Server
 from workers import Reply, Worker, WorkerError, say
 
 from anabranch.bench.intervals import Difference, difference, wilson
@@ -257,7 +258,7 @@ def _rotated(names: list[str], by: int) -> list[str]:
 
 
 def start(
-    model: Path, threads: int, n: int, stack: ExitStack
+    model: Path, threads: int, n: int, stack: ExitStack, upstream: str = "llama.cpp"
 ) -> tuple[dict[str, Worker], Callable[[], int], dict[str, Reply]]:
     """The engines that are installed, the server's count of tokens, and what there is to say.
 
@@ -274,14 +275,16 @@ def start(
 
     enter(OURS).ask("touch")
     try:
-        server = stack.enter_context(LlamaServer(model, threads, n))
+        server: Server = stack.enter_context(
+            AnabranchServer(model, threads) if upstream == OURS else LlamaServer(model, threads, n)
+        )
     except WorkerError as error:
         say(f"no peers: {error}")
         return workers, lambda: 0, about
-    about["llama.cpp"] = {"version": server.version, "settings": server.settings}
+    about[server.name] = {"version": server.version, "settings": server.settings}
     for engine in (ITS_HUB, OPTILLM):
         try:
-            enter(engine, server=server.url)
+            enter(engine, server=server.url, name=server.model)
         except WorkerError as error:
             say(f"{engine} is left out, see README.md: {error}")
     return workers, server.tokens, about
@@ -314,6 +317,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--n", type=int, default=16, help=f"samples, a multiple of {FANOUT}")
+    parser.add_argument(
+        "--server",
+        default="llama.cpp",
+        choices=["llama.cpp", OURS],
+        help="what the peers' methods run on",
+    )
     parser.add_argument("--strategies", nargs="+", help="some of ours, with their peers")
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "words"])
     parser.add_argument("--problems", type=int, default=10, help="of each task, at most")
@@ -338,7 +347,7 @@ def main() -> None:
     pairs = [pair for pair in pairs if pair[0].method in (options.strategies or known)]
     model, threads = Path(resolve(options.model)), told["features"]["threads"]
     with ExitStack() as stack:
-        workers, count, about = start(model, threads, options.n, stack)
+        workers, count, about = start(model, threads, options.n, stack, options.server)
         contest = Contest(pairs, workers, count)
         try:
             contest.run(rounds, options.minutes)

@@ -54,17 +54,17 @@ class Running:
 
 @contextmanager
 def serving(
-    rule: Rule | Mapping[str, float],
+    rule: Rule | Mapping[str, float] | LM,
     *,
     wait: Callable[[], object] | None = None,
     **settings: object,
 ) -> Iterator[Running]:
-    """Serve a scripted model as "scripted". No branch is left at the end.
+    """Serve a scripted model, or any, as "scripted". No branch is left at the end.
 
     Args:
         wait: called while the model is loaded; the server is then given before it is.
     """
-    lm = scripted_lm(rule)
+    lm = rule if isinstance(rule, LM) else scripted_lm(rule)
     told = Settings.model_validate({"models": ["scripted"], "log_level": "warning", **settings})
 
     def load() -> LM:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import httpx
 import pytest
 
 from anabranch.reason.registry import strategies
@@ -149,7 +150,19 @@ def test_the_engines_figures_go_up() -> None:
         assert after["cached_tokens"] == after["tokens"] / 2 - 1
         assert after["rows"] >= after["passes"] > 0
         assert 0 < after["used_pages"] <= after["pages"]
-        assert after["operations"] == 0
+        assert after["operations"] == after["branches"] == after["held_pages"] == 0
+        with httpx.Client(base_url=f"{running.url}/v1") as api:
+            told = {"model": "scripted", "prompt": "x" * 20}
+            root = api.post("/branches", json=told).json()
+            api.headers["X-Session-Secret"] = root["secret"]
+            api.post(f"/branches/{root['id']}/fork", json={"n": 2})
+            api.post(f"/branches/{root['id']}/peek", json={})
+            (held,) = fetch(running, "/v1/engine")["models"]
+            assert (held["branches"], held["held_pages"]) == (3, 2)
+            api.delete(f"/sessions/{root['session']}")
+        (freed,) = fetch(running, "/v1/engine")["models"]
+        assert (freed["branches"], freed["held_pages"]) == (0, 0)
+        assert freed["used_pages"] == held["used_pages"]
 
 
 def traced(server: Running, strategy: str, **more: object) -> tuple[list[Any], Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anabranch.serve.keys import Key, Keyring, new_key
 from tests.serving import Running, serving
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -19,12 +21,15 @@ LINES = {
     f"First {MARKUP}.\nThe answer is 4.": 0.6,
     "2 + 2 is \u202e5.\nThe answer is 5.": 0.4,
 }
+LONG = "Let us see. " * 80 + "\nThe answer is 4."
 
 
 def slow(prompt: str, reply: str) -> Mapping[str, float]:
     """Never comes to an end where that is asked for, else `LINES`."""
     if "endless" in prompt:
         return {"a": 0.5, "b": 0.5}
+    if "long" in prompt:
+        return {text[len(reply) :]: 1.0} if (text := LONG).startswith(reply) else {"": 1.0}
     going = {text[len(reply) :]: p for text, p in LINES.items() if text.startswith(reply)}
     return going or {"": 1.0}
 
@@ -142,6 +147,46 @@ def test_keys_move_in_the_tree(page: Any) -> None:
     assert page.locator(".scroll svg").bounding_box()["width"] > 1.4 * width
     page.keyboard.press("0")
     assert page.locator(".scroll svg").bounding_box()["width"] == width
+
+
+def test_a_large_tree_fits_and_its_labels_do_not_overlap(page: Any) -> None:
+    ask(page, "vote", n=60)
+    done(page)
+    expect(page.locator("[role=treeitem]")).to_have_count(61)
+    page.click("[aria-label^=Fit]")
+    room = page.locator(".scroll").evaluate(
+        "box => [box.scrollHeight - box.clientHeight, box.scrollWidth - box.clientWidth]"
+    )
+    assert room == [0, 0]
+    overlaps = page.locator(".label").evaluate_all("""all => {
+        const shown = all.filter((one) => one.textContent);
+        const boxes = shown.map((one) => one.getBoundingClientRect());
+        const meet = (a, b) => a.left < b.right && b.left < a.right
+            && a.top + 3 < b.bottom && b.top + 3 < a.bottom;
+        const over = boxes.filter((a, i) => boxes.slice(i + 1).some((b) => meet(a, b)));
+        return [boxes.length, over.length];
+    }""")
+    assert overlaps[0] > 5
+    assert overlaps[1] == 0
+
+
+def test_a_chosen_branch_shows_its_own_text_first(page: Any) -> None:
+    """What stands above it on its path may be long, its name too."""
+    ask(page, "beam", "long", width=1, fanout=2, step_tokens=60)
+    done(page)
+    page.locator(".scroll").focus()
+    page.keyboard.press("End")
+    told = page.locator("#inspector .text").first.evaluate("""box => {
+        const [own, all] = [box.querySelector(".own"), box.getBoundingClientRect()];
+        const place = own.getBoundingClientRect();
+        const seen = place.top >= all.top && place.bottom <= all.bottom;
+        return [own.textContent, box.scrollTop > 0, seen];
+    }""")
+    assert told == ["The answer is 4.", True, True]
+    name = page.locator("#inspector h2 code")
+    assert "…" in name.inner_text()
+    selected = page.locator(".branch.selected")
+    assert name.get_attribute("title") == selected.get_attribute("data-id")
 
 
 def test_it_grows_and_escape_stops_it_and_frees_its_branches(server: Running, page: Any) -> None:
@@ -269,27 +314,75 @@ def test_faults_are_said(page: Any) -> None:
     expect(page.locator("#fault")).to_be_hidden()
 
 
-def test_a_key_is_asked_for_once_and_used(server: Running, browser: Any) -> None:
-    """Where the server wants one."""
-    context = browser.new_context()
-    opened = context.new_page()
-    keys = []
+@pytest.fixture
+def locked(browser: Any, tmp_path: Path) -> Iterator[tuple[Running, str, Any]]:
+    """A server with keys, one of them, and a page that was opened with it in the browser's own
+    dialog: any name, the key as password."""
+    key = new_key(tmp_path / "keys.toml", "alice")
+    with serving(slow, keys=tmp_path / "keys.toml") as running:
+        context = browser.new_context(http_credentials={"username": "any", "password": key})
+        opened = context.new_page()
+        opened.set_default_timeout(10_000)
+        opened.goto(running.url)
+        expect(opened.locator("#first select").first).to_have_value("vote")
+        yield running, key, opened
+        context.close()
 
-    def guard(route: Any) -> None:
-        key = route.request.headers.get("authorization")
-        keys.append(key)
-        if key == "Bearer sesame":
-            route.continue_()
-        else:
-            route.fulfill(status=401, body=json.dumps({"error": {"message": "no key"}}))
 
-    opened.route("**/v1/**", guard)
-    opened.goto(server.url)
-    opened.fill("#key", "sesame")
-    opened.press("#key", "Enter")
-    expect(opened.locator("#first select").first).to_have_value("vote")
-    assert set(keys) == {None, "Bearer sesame"}
+def test_with_the_browsers_own_dialog_all_of_the_page_works(
+    locked: tuple[Running, str, Any],
+) -> None:
+    server, _, page = locked
+    ask(page, "vote", n=3)
+    done(page)
+    expect(page.locator(".said")).to_have_text("4")
+    expect(page.locator(".gauges")).not_to_have_class("gauges lost")
+    page.reload()
+    page.locator(".past").first.click()
+    done(page)
+    ask(page, "vote", "endless", n=2, max_tokens=100000)
+    expect(page.locator(".branch.growing")).to_have_count(2)
+    page.keyboard.press("Escape")
+    server.until_idle()
+    assert not page.locator("#locked, #unlock").filter(visible=True).count()
+
+
+def test_who_has_no_key_sees_nothing(locked: tuple[Running, str, Any], browser: Any) -> None:
+    server, _, _ = locked
+    context = browser.new_context(http_credentials={"username": "any", "password": "walrus"})
+    page = context.new_page()
+    assert page.goto(server.url).status == 401
+    assert "the key as its password" in page.inner_text("body")
     context.close()
+
+
+def test_an_open_page_asks_for_a_key_by_itself(locked: tuple[Running, str, Any]) -> None:
+    """As when the server has come back with other keys: the browser's are of no use then."""
+    server, key, page = locked
+    keys = server.app.state.keys
+    old = dict(keys.__dict__)
+    other = f"{key}-another"
+    hashed = Key(name="bob", hash=f"sha256:{hashlib.sha256(other.encode()).hexdigest()}")
+    keys.__dict__.update(Keyring([hashed]).__dict__)
+    dialog, refused = page.locator("#locked"), page.locator("#refused")
+    expect(dialog).to_be_visible()  # the gauges found out
+    expect(refused).to_be_hidden()
+    page.fill("#key", "walrus")
+    page.press("#key", "Enter")
+    expect(refused).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    ask(page, "vote", n=3)
+    expect(page.locator("#fault")).to_contain_text("a key is needed")
+    expect(dialog).to_be_hidden()  # it is not asked for again and again
+    page.click("#unlock")
+    page.fill("#key", other)
+    page.press("#key", "Enter")
+    expect(page.locator("#unlock")).to_be_hidden()
+    ask(page, "vote", n=3)
+    done(page)
+    assert page.evaluate("sessionStorage.getItem('anabranch.key')") == other
+    keys.__dict__.update(old)
 
 
 def test_themes_and_narrow_windows(page: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,12 @@ from typer.testing import CliRunner
 
 from anabranch.cli.main import app
 from anabranch.errors import ResourceError
+from anabranch.serve.calls import Call, begin
+from anabranch.serve.errors import Refusal
+from anabranch.serve.hub import Hub
+from anabranch.serve.keys import Account
+from anabranch.serve.metrics import Metrics
+from anabranch.serve.stream import events, first
 from tests.serving import Running, serving
 
 TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
@@ -80,6 +87,38 @@ def test_a_stream_says_what_the_whole_says(server: Running) -> None:
     assert usage is not None
     assert whole.usage is not None
     assert usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_a_reply_that_has_begun_goes_on_as_vllms_clients_ask_for_it(server: Running) -> None:
+    """As its_hub does: some fields twice, and stop texts kept."""
+    more = {"add_generation_prompt": False, "continue_final_message": True}
+    body = {
+        "model": "scripted",
+        "messages": [*ASKED, {"role": "assistant", "content": "So the"}],
+        "temperature": 0,
+        "stop": ["swer"],
+        "include_stop_str_in_output": True,
+        **more,
+    }
+
+    def reply(**other: Any) -> tuple[int, Any]:
+        return ask(server, "/v1/chat/completions", {**body, **other})
+
+    def content(**other: Any) -> str:
+        return str(reply(**other)[1]["choices"][0]["message"]["content"])
+
+    assert content(extra_body=more) == " answer"
+    assert content(include_stop_str_in_output=False) == " an"
+    assert content(stop=None) == " answer is 4."
+    for wrong, why in (
+        ({"messages": ASKED}, "needs a last message by the assistant"),
+        ({"add_generation_prompt": True}, "add_generation_prompt is false"),
+        ({"extra_body": {"seed": 1}}, "put seed into the body itself"),
+        ({"extra_body": {"continue_final_message": False}}, "into the body itself"),
+    ):
+        status, told = reply(**wrong)
+        assert status == 400
+        assert why in told["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -297,6 +336,18 @@ def test_models_and_tokens(server: Running) -> None:
     assert told == (200, {"prompt": "ab"})
 
 
+def test_a_tokenizer_for_clients_that_have_none(server: Running) -> None:
+    """As lm-eval asks for it: without a model's name."""
+    told = ask(server, "/tokenizer_info")
+    assert told == (200, {"eos_token": "<256>", "bos_token": None})
+    body = {"prompt": "ab", "add_special_tokens": False}
+    assert ask(server, "/tokenize", body)[1]["tokens"] == [97, 98]
+    assert ask(server, "/detokenize", {"tokens": [97, 98]}) == (200, {"prompt": "ab"})
+    hub = Hub({"a": lambda: server.lm, "b": lambda: server.lm})
+    with pytest.raises(Refusal, match="several models are served, name one: a, b"):
+        _ = hub.only
+
+
 def ask(server: Running, path: str, body: object = None) -> tuple[int, Any]:
     """Status and JSON of a raw request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -385,6 +436,26 @@ def test_large_bodies_are_refused_whatever_their_headers_say() -> None:
 def test_unknown_routes_and_methods(server: Running) -> None:
     assert ask(server, "/v1/nothing")[1]["error"]["type"] == "not_found_error"
     assert ask(server, "/v1/chat/completions")[0] == 405
+    assert ask(server, "/v1/models/", None)[0] == 404
+    for path, allowed in (
+        ("/v1/files", "GET, POST"),
+        ("/v1/branches/a.b", "DELETE, GET"),
+        ("/", "GET"),
+    ):
+        with connected(server) as connection:
+            connection.request("PUT", path)
+            response = connection.getresponse()
+            assert (response.status, response.headers["allow"]) == (405, allowed)
+
+
+def test_the_document_tells_what_every_route_gives(server: Running) -> None:
+    for path, methods in ask(server, "/openapi.json")[1]["paths"].items():
+        for method, route in methods.items():
+            told = route["responses"]
+            assert set(told) == {"200", "4XX", "5XX"}, (method, path)
+            for status in ("4XX", "5XX"):
+                assert set(told[status]["content"]) == {"application/json"}, (method, path)
+            assert all(each["schema"] for each in told["200"]["content"].values()), (method, path)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
@@ -435,6 +506,64 @@ def test_who_leaves_frees_the_branches(options: dict[str, Any]) -> None:
                 time.sleep(0.005)
         running.until_idle()
         assert running.lm.engine.core.stats.passes < 5000  # 65,000 positions were to be had
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/responses"])
+def test_who_leaves_before_a_stream_begins_is_noticed(route: str) -> None:
+    with serving(endless, running=1) as running:
+        admission = running.app.state.admission
+        holding = running.client.chat.completions.create(
+            model="scripted", messages=ASKED, stream=True
+        )
+        next(iter(holding))
+        body = {"model": "scripted", "stream": True}
+        body |= {"messages": ASKED} if "chat" in route else {"input": "?"}
+        for _ in range(3):
+            with connected(running) as connection:
+                headers = {"Content-Type": "application/json"}
+                connection.request("POST", route, json.dumps(body), headers)
+                wait(lambda: admission.waiting == 1)
+            wait(lambda: admission.waiting == 0)
+        assert admission.running == 1
+        holding.close()
+        wait(lambda: admission.running == 0)
+
+
+def wait(until: Callable[[], bool]) -> None:
+    """Fails after 10 s."""
+    for _ in range(1000):
+        if until():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come about")
+
+
+def test_a_stream_that_was_left_before_it_began_is_ended() -> None:
+    ended = False
+
+    async def chunks() -> AsyncGenerator[dict[str, Any]]:
+        nonlocal ended
+        try:
+            yield {}
+            yield {}
+        finally:
+            ended = True
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0.01)
+
+    async def leave() -> None:
+        call = Call(Account(), "id", metrics=Metrics(), stopping=asyncio.Event())
+        begin(call)
+        begun = await first(chunks())  # held here, as by whoever looks at it: no collector helps
+        await events(begun)({"type": "http"}, receive, send)
+        assert ended
+        await begun.aclose()
+
+    asyncio.run(leave())
 
 
 # ---- who may ask ---------------------------------------------------------------------------------

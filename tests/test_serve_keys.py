@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -175,6 +176,15 @@ def test_no_route_but_health_answers_without_a_key(two: tuple[Running, dict[str,
             assert (status, path) == (401, path)
             assert headers["www-authenticate"].startswith("Basic")
             assert method == "HEAD" or json.loads(body)["error"]["code"] == "invalid_api_key"
+
+
+def test_browsers_ask_where_a_page_is_opened_and_not_for_its_scripts(
+    two: tuple[Running, dict[str, str]],
+) -> None:
+    server, _ = two
+    for mode, kind in (("navigate", "Basic"), ("cors", "Bearer"), ("no-cors", "Bearer")):
+        status, headers, _ = get(server, "/", **{"Sec-Fetch-Mode": mode})
+        assert (status, headers["www-authenticate"].split()[0]) == (401, kind)
 
 
 def test_keys_come_as_bearer_or_password(two: tuple[Running, dict[str, str]]) -> None:
@@ -392,6 +402,27 @@ def test_who_gives_up_waiting_leaves_no_trace() -> None:
         await asyncio.gather(first, return_exceptions=True)
         third.cancel()
         await asyncio.gather(third, return_exceptions=True)
+        assert (admission.running, admission.waiting) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_a_place_that_becomes_free_as_its_heir_leaves_comes_back() -> None:
+    async def main() -> None:
+        admission = Admission(1, 2)
+        tasks: list[asyncio.Task[None]] = []
+
+        async def work(dismissed: int | None = None) -> None:
+            begin(Call(account("a"), "id", metrics=Metrics(), stopping=asyncio.Event()))
+            async with admission.place():
+                await asyncio.sleep(0.01)
+                if dismissed is not None:
+                    tasks[dismissed].cancel()
+
+        tasks += [asyncio.create_task(each) for each in (work(1), work(), work())]
+        async with asyncio.timeout(10):
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in done] == [NoneType, asyncio.CancelledError, NoneType]
         assert (admission.running, admission.waiting) == (0, 0)
 
     asyncio.run(main())

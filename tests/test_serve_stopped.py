@@ -99,9 +99,9 @@ def started() -> Iterator[Any]:
         server.process.communicate()
 
 
-def config(folder: Path, **settings: Any) -> str:
+def config(where: Path, **settings: Any) -> str:
     """A file of settings."""
-    path = folder / "serve.toml"
+    path = where / "serve.toml"
     path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
     return str(path)
 

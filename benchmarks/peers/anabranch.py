@@ -113,6 +113,29 @@ class Anabranch:
             "tokens": answer.usage.computed_tokens + answer.usage.recomputed_tokens,
         }
 
+    def replies(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
+        """Answer conversations side by side, as `serving.py` asks a server for it; the tokens of
+        each reply, those of all branches."""
+
+        async def reply(
+            messages: list[dict[str, str]], seed: int, max_tokens: int, strategy: str | None
+        ) -> int:
+            if strategy is not None:
+                problem = Problem(messages[-1]["content"])
+                usage = (await self.lm.think(problem, strategy, seed=seed)).usage
+                return usage.sampled_tokens + usage.forced_tokens
+            root = self.lm.engine.open(messages, seed=seed)
+            step = await root.fork().extend(max_tokens, bias=self._endless)
+            root.run.drop_all()
+            return len(step.tokens)
+
+        async def all_replies() -> list[int]:
+            return await asyncio.gather(*(reply(**request) for request in requests))
+
+        began = time.perf_counter()
+        tokens = self.lm.run(all_replies())
+        return {"seconds": time.perf_counter() - began, "tokens": tokens}
+
     # ---- about itself --------------------------------------------------------------------------
 
     def chain(self, prompt: list[int], depth: int, span: int, steps: int) -> dict[str, Any]:

@@ -111,8 +111,8 @@ class Process(AbstractProcessRewardModel):  # type: ignore[misc]
 class ItsHub:
     """Its algorithms, one problem at a time."""
 
-    def __init__(self, model: str, threads: int, server: str) -> None:
-        self._model, self._server = model, server
+    def __init__(self, model: str, threads: int, server: str, name: str) -> None:
+        self._model, self._server = name, server
 
     def about(self) -> dict[str, Any]:
         return {

@@ -20,8 +20,8 @@ ANSWERS = 6
 class OptiLLM:
     """Its approaches, one problem at a time."""
 
-    def __init__(self, model: str, threads: int, server: str) -> None:
-        self._model = model
+    def __init__(self, model: str, threads: int, server: str, name: str) -> None:
+        self._model = name
         self._client = OpenAI(base_url=f"{server}/v1", api_key="none")
 
     def about(self) -> dict[str, Any]:

@@ -47,15 +47,20 @@ class ChatTokenizer:
     """Token id = byte; ids above are turn markers, which text never becomes."""
 
     vocab_size = 260
+    bos = None
     ends = frozenset({END})
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """The text's bytes."""
         return list(text.encode())
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, markers left out."""
-        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """The text of tokens, markers left out, or if `special` as `<256>`."""
+        texts = (
+            f"<{token}>".encode() if special and token >= 256 else self.token_bytes(token)
+            for token in tokens
+        )
+        return b"".join(texts).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
         """A token's byte, or nothing for a marker."""

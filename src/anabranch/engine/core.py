@@ -156,12 +156,13 @@ class EngineCore:
     def _enter(self, group: str) -> None:
         """A group that had nothing to do has saved up nothing meanwhile (Goyal et al. 1996,
         Start-time fair queueing, section 2)."""
+        if any(request.group == group for request in self.requests.values()):
+            return  # found at once, mostly: this runs for every request
         active = {request.group for request in self.requests.values()}
-        if group not in active:
-            least = min((self._served[other] for other in active), default=0.0)
-            # Those who wait for nothing are as good as new, so nothing is kept of them.
-            self._served = {other: self._served[other] - least for other in active}
-            self._served[group] = 0.0
+        least = min((self._served[other] for other in active), default=0.0)
+        # Those who wait for nothing are as good as new, so nothing is kept of them.
+        self._served = {other: self._served[other] - least for other in active}
+        self._served[group] = 0.0
 
     def cancel(self, request: Request) -> None:
         """Forget a request. Rows under way are computed and charged, their results ignored."""

@@ -74,7 +74,10 @@ class _Grammar:
         """See `Constraint.start`."""
         matcher = llguidance.LLMatcher(_vocabulary(tokenizer), self.grammar, log_level=0)
         if matcher.is_error():
-            raise InputError("the grammar cannot be read", got=matcher.get_error())
+            fault = matcher.get_error()
+            if fault.startswith("panic"):  # a limit of the parser's, told as where in its source
+                raise InputError("the grammar is too large", fix="use fewer or shorter rules")
+            raise InputError("the grammar cannot be read", got=fault)
         state = _Parsed(matcher, tokenizer.vocab_size)
         for token in written:
             if not state.test(token):

@@ -381,6 +381,16 @@ class TokenTree:
             yield node
             stack.extend(node.children.values())
 
+    def held_pages(self) -> int:
+        """Pages that live cursors stand on; all others in use are cache, there to be taken."""
+        pages: set[int] = set()
+        stack = [root for root in self.roots.values() if root.pins]
+        while stack:
+            node = stack.pop()
+            pages.update(node.pages)
+            stack.extend(child for child in node.children.values() if child.pins)
+        return len(pages)
+
     def check(self) -> None:
         """Recount every invariant; raises AssertionError where one is broken."""
         refs = [0] * len(self.pool)

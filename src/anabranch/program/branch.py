@@ -520,6 +520,7 @@ class Branch:
             logq=step.logq,
             entropy=float(np.mean(step.entropies)) if step.entropies else 0.0,
             stop=step.stop,
+            seconds=step.usage.seconds,
         )
         return step
 

@@ -6,13 +6,15 @@ the web page, exporters) read this log and nothing else.
     event    fields besides `event` and `t` (seconds since the start)
     open     branch, position, text, seed, group
     fork     branch, parent, position
-    extend   branch, start, end, text, logp, logq, entropy, stop
+    extend   branch, start, end, text, logp, logq, entropy, stop, seconds (it took)
     force    likewise
     peek     branch, position
     drop     branch, reason
     score    branch, options, scores
     choose   branch, choice
     join     branch, parents
+    rate     branch, judge, rating, seconds (the judge took, for all it was asked for at once)
+    solve    branch, source, value, error, seconds
     thought  branch, answer, tokens, logp, done
     answer   answer, confidence, kept (branches that lead to it), notes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
@@ -82,12 +83,19 @@ async def formalise(
             return
         if source not in solved:
             solved[source] = asyncio.ensure_future(solve(source))
+        began = time.monotonic()
         result = await solved[source]
+        seconds = time.monotonic() - began
         value = result.value
         if value is not None:
             thought.answer = read(value) if read else outcome_read(value, problem)
         thought.branch.run.note(
-            "solve", branch=thought.branch.id, source=source, value=value, error=result.error
+            "solve",
+            branch=thought.branch.id,
+            source=source,
+            value=value,
+            error=result.error,
+            seconds=seconds,
         )
         if thought.answer is None:
             complaints[id(thought)] = result.error or f"{value!r} is no answer to the question"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import time
 from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anabranch import __version__
+from anabranch.errors import InputError
 from anabranch.serve import (
     batches,
     branches,
@@ -26,7 +29,7 @@ from anabranch.serve import (
 from anabranch.serve.admission import Admission, Terms
 from anabranch.serve.batch import Batches, Means
 from anabranch.serve.calls import Call
-from anabranch.serve.errors import Refusal, add_handlers
+from anabranch.serve.errors import FAILURES, Refusal, add_handlers
 from anabranch.serve.folder import Folders
 from anabranch.serve.gate import Gate
 from anabranch.serve.hub import Hub
@@ -40,23 +43,38 @@ from anabranch.serve.sessions import Sessions
 from anabranch.serve.settings import Settings
 from anabranch.serve.store import Store
 
+if TYPE_CHECKING:
+    from anabranch.serve.spans import Spans
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""OpenTelemetry's own variables: one of them is enough for spans."""
+
 
 def create_app(settings: Settings, hub: Hub) -> FastAPI:
     """The application. Models are loaded while it answers already; `/health` says when.
 
     Raises:
-        InputError: no keys though others than this machine could ask, or a broken file of keys.
+        InputError: no keys though others than this machine could ask, a broken file of keys,
+            spans that cannot be sent, or an address of records that cannot be understood.
     """
     metrics, stopping = Metrics(), asyncio.Event()
-    records: Records | None = None
+    records = None
+    if settings.records is not None:
+        records = Records(settings.records, settings.most_records, settings.traces)
 
     def on_end(call: Call) -> None:
         log_call(call)
         if records is not None and call.generated:
             records.add(call)
 
+    spans = _spans(settings)
     new_call = functools.partial(
-        Call, metrics=metrics, stopping=stopping, traced=settings.traces > 0, on_end=on_end
+        Call,
+        metrics=metrics,
+        stopping=stopping,
+        traced=settings.traces > 0,
+        spans=spans,
+        on_end=on_end,
     )
     keys = keyring(settings.keys, settings.host, share_cache=settings.share_cache)
 
@@ -64,9 +82,7 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
-        nonlocal records
-        if settings.records is not None:
-            records = Records(settings.records, settings.most_records, settings.traces)
+        if records is not None:
             await asyncio.to_thread(_recall, records, keys)
         app.state.records = records
         app.state.jobs = jobs = Jobs()
@@ -87,9 +103,17 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
             hub.close()
             if records is not None:
                 await asyncio.to_thread(records.close)
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
 
     app = FastAPI(
-        title="Anabranch", version=__version__, lifespan=life, docs_url=None, redoc_url=None
+        title="Anabranch",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=FAILURES,
     )
     admission = Admission(settings.running, settings.waiting)
     app.state.hub, app.state.settings, app.state.admission = hub, settings, admission
@@ -121,6 +145,22 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     # The last one is the outermost.
     app.add_middleware(Gate, keys=keys, call=new_call, nobody=nobody)
     return app
+
+
+def _spans(settings: Settings) -> Spans | None:
+    """Where spans go, if anywhere: OpenTelemetry is loaded only then.
+
+    Raises:
+        InputError: it is not installed, or told what it cannot do.
+    """
+    wanted = settings.otlp_endpoint or any(os.environ.get(name) for name in ENDPOINTS)
+    if not wanted or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return None
+    try:
+        from anabranch.serve.spans import Spans
+    except ModuleNotFoundError as error:
+        raise InputError(f"spans need {error.name}", fix="pip install 'anabranch[otel]'") from None
+    return Spans(settings.otlp_endpoint)
 
 
 def _folders(settings: Settings, keys: Keyring) -> Folders | None:

@@ -263,6 +263,7 @@ class Batch:
                 route=self.record["endpoint"],
                 behind=BEHIND,
             )
+            call.pattern = call.route
             begin(call)
             refusal = None
             with call.under_way():
@@ -291,12 +292,8 @@ class Batch:
 
     async def _until_allowed(self) -> None:
         """Wait until the key has tokens left. What the batch's time is not enough for expires."""
-        while True:
-            try:
-                self._account.check()
-                return
-            except Refusal as refusal:
-                await asyncio.sleep(min(refusal.retry_after or 0, QUOTA_SECONDS))
+        while wait := self._account.wait:
+            await asyncio.sleep(min(wait, QUOTA_SECONDS))
 
     async def _append(self, lines: Lines, line: Line, **fields: Any) -> None:
         record = {"id": new_id("batch_req"), "custom_id": line.custom_id, **fields}

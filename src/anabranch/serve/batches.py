@@ -13,7 +13,7 @@ from anabranch.serve.batch import ENDPOINTS, HOURS, shown
 from anabranch.serve.errors import Refusal
 from anabranch.serve.own import batches_of
 from anabranch.serve.plain import new_id
-from anabranch.serve.wire import Body, Metadata, page
+from anabranch.serve.wire import PAGE, Body, Metadata, page, shape
 
 routes = APIRouter()
 
@@ -27,7 +27,12 @@ class NewBatch(Body):
     metadata: Metadata | None = None
 
 
-@routes.post("/v1/batches")
+_SHAPE = shape("batch", id="string", endpoint="string", status="string", errors="object null",
+               input_file_id="string", output_file_id="string null", error_file_id="string null",
+               request_counts="object")  # fmt: skip
+
+
+@routes.post("/v1/batches", responses=_SHAPE)
 async def create(body: NewBatch, request: Request) -> dict[str, Any]:
     """Begin a batch."""
     batches = batches_of(request)
@@ -56,7 +61,7 @@ async def create(body: NewBatch, request: Request) -> dict[str, Any]:
     return batches.add(record)
 
 
-@routes.get("/v1/batches")
+@routes.get("/v1/batches", responses=PAGE)
 async def batches(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -70,13 +75,13 @@ async def batches(
     return listed
 
 
-@routes.get("/v1/batches/{name}")
+@routes.get("/v1/batches/{name}", responses=_SHAPE)
 async def batch(name: str, request: Request) -> dict[str, Any]:
     """One of them as it stands."""
     return batches_of(request).find(name)
 
 
-@routes.post("/v1/batches/{name}/cancel")
+@routes.post("/v1/batches/{name}/cancel", responses=_SHAPE)
 async def cancel(name: str, request: Request) -> dict[str, Any]:
     """End one; what is done stays."""
     return batches_of(request).cancel(name)

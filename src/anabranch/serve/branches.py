@@ -25,7 +25,18 @@ from anabranch.serve.generate import begun, rule_of, sampling_of
 from anabranch.serve.own import own
 from anabranch.serve.sessions import MOST_DEPTH, Session
 from anabranch.serve.stream import events, first, unless_gone
-from anabranch.serve.wire import Body, Drawn, Name, Seed, Spend, Structured, Tokens
+from anabranch.serve.wire import (
+    DELETED,
+    Body,
+    Drawn,
+    Name,
+    Seed,
+    Spend,
+    Structured,
+    Tokens,
+    or_stream,
+    shape,
+)
 
 routes = APIRouter()
 
@@ -102,7 +113,18 @@ class Peek(Body):
     hidden: bool = False
 
 
-@routes.post("/v1/branches")
+_BRANCH = shape("branch", id="string", session="string", parent="string null", origin="integer",
+                position="integer", text="string", last="object null")  # fmt: skip
+_STEP = shape("step", branch="string", text="string", stop="string", start="integer",
+              end="integer", tokens="array", logps="array", entropies="array", logp="number null",
+              logq="number null", logw="number null", proper="boolean",
+              usage="object")  # fmt: skip
+_SESSION = shape("session", id="string", model="string", lease="number", usage="object",
+                 left_tokens="number null", left_seconds="number null",
+                 branches="array")  # fmt: skip
+
+
+@routes.post("/v1/branches", responses=_BRANCH)
 async def open_branch(body: Open, request: Request, secret: Secret = None) -> dict[str, Any]:
     """Open a root, in a new session if none is named. Its secret is told this once."""
     state, sessions = request.app.state, own(request).sessions
@@ -139,7 +161,7 @@ async def open_branch(body: Open, request: Request, secret: Secret = None) -> di
     return {**_branch(session, branch), **told, "lease": session.lease}
 
 
-@routes.get("/v1/sessions/{session}")
+@routes.get("/v1/sessions/{session}", responses=_SESSION)
 async def session_state(session: str, request: Request, secret: Secret = None) -> dict[str, Any]:
     """What a session has spent, and its branches."""
     found = own(request).sessions.find(session, secret)
@@ -158,7 +180,7 @@ async def session_state(session: str, request: Request, secret: Secret = None) -
     )
 
 
-@routes.delete("/v1/sessions/{session}")
+@routes.delete("/v1/sessions/{session}", responses=DELETED)
 async def end_session(session: str, request: Request, secret: Secret = None) -> dict[str, Any]:
     """Free all branches of a session."""
     sessions = own(request).sessions
@@ -167,7 +189,7 @@ async def end_session(session: str, request: Request, secret: Secret = None) -> 
     return {"id": found.id, "object": "session", "deleted": True}
 
 
-@routes.get("/v1/branches/{name}")
+@routes.get("/v1/branches/{name}", responses=_BRANCH)
 async def branch_state(
     name: str, request: Request, tokens: bool = False, secret: Secret = None
 ) -> dict[str, Any]:
@@ -177,7 +199,7 @@ async def branch_state(
     return {**_branch(session, branch), **path}
 
 
-@routes.delete("/v1/branches/{name}")
+@routes.delete("/v1/branches/{name}", responses=DELETED)
 async def drop(name: str, request: Request, secret: Secret = None) -> dict[str, Any]:
     """Free a branch; what runs on it ends as "dead"."""
     session, branch = _find(name, request, secret)
@@ -185,7 +207,7 @@ async def drop(name: str, request: Request, secret: Secret = None) -> dict[str, 
     return {"id": name, "object": "branch", "deleted": True}
 
 
-@routes.post("/v1/branches/{name}/fork")
+@routes.post("/v1/branches/{name}/fork", responses=shape("list", data="array"))
 async def fork(name: str, body: Fork, request: Request, secret: Secret = None) -> dict[str, Any]:
     """New branches. Nothing is computed."""
     session, branch = _find(name, request, secret)
@@ -197,7 +219,11 @@ async def fork(name: str, body: Fork, request: Request, secret: Secret = None) -
     return {"object": "list", "data": [_branch(session, child) for child in children]}
 
 
-@routes.post("/v1/branches/{name}/extend", response_model=None)
+@routes.post(
+    "/v1/branches/{name}/extend",
+    response_model=None,
+    responses=or_stream(_STEP),
+)
 async def extend(name: str, body: Extend, request: Request, secret: Secret = None) -> Response:
     """Sample tokens."""
     session, branch = _find(name, request, secret)
@@ -214,13 +240,13 @@ async def extend(name: str, body: Extend, request: Request, secret: Secret = Non
     }
     if body.stream:
         chunks = _pieces(session, branch, Terms.of(request), body.limit, options)
-        return events(await first(chunks))
+        return events(await unless_gone(request, first(chunks)))
     return await _done(
         session, branch, request, lambda: branch.extend(body.limit, since=since, **options)
     )
 
 
-@routes.post("/v1/branches/{name}/force")
+@routes.post("/v1/branches/{name}/force", responses=_STEP)
 async def force(name: str, body: Force, request: Request, secret: Secret = None) -> Response:
     """Append text or tokens, and tell their log-probabilities."""
     session, branch = _find(name, request, secret)
@@ -232,7 +258,9 @@ async def force(name: str, body: Force, request: Request, secret: Secret = None)
     )
 
 
-@routes.post("/v1/branches/{name}/score")
+@routes.post(
+    "/v1/branches/{name}/score", responses=shape("scores", branch="string", scores="array")
+)
 async def score_options(
     name: str, body: Options, request: Request, secret: Secret = None
 ) -> Response:
@@ -246,7 +274,10 @@ async def score_options(
     return JSONResponse(_finite({"object": "scores", "branch": name, "scores": scores}))
 
 
-@routes.post("/v1/branches/{name}/peek")
+@routes.post(
+    "/v1/branches/{name}/peek",
+    responses=shape("peek", branch="string", entropy="number null", next="array"),
+)
 async def peek(name: str, body: Peek, request: Request, secret: Secret = None) -> Response:
     """The likeliest next tokens; the branch stays as it is."""
     session, branch = _find(name, request, secret)

@@ -11,15 +11,18 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anabranch.program.run import Run
 from anabranch.program.trace import Trace
 from anabranch.serve.keys import Account
 from anabranch.serve.metrics import Metrics
 from anabranch.serve.wire import Turn
+
+if TYPE_CHECKING:
+    from anabranch.serve.spans import RequestSpan, Spans
 
 _CURRENT: ContextVar[Call] = ContextVar("call")
 
@@ -54,6 +57,8 @@ class Call:
         stopping: set when the server will wait for it no longer.
         traced: whether its trace is to be kept.
         behind: how far its priority is below that of its key.
+        spans: where they are wanted.
+        parents: headers that name the client's span.
 
     Attributes:
         priority: higher ones come first; `deadline`: when it is over, on Python's monotonic clock.
@@ -62,7 +67,10 @@ class Call:
         seconds: since it came; `first`: until the first text was there.
         finishes: why its choices ended.
         trace: of its strategy, where it is kept.
+        pattern: of the routes that it is one of, as in `/v1/models/{name}`.
         prompt_tokens, tokens: used so far: of prompts, and drawn or given in replies.
+        cached_tokens, reasoning_tokens: of the former, those that were in the tree already; of the
+            latter, those that are not in the reply.
     """
 
     def __init__(
@@ -77,23 +85,28 @@ class Call:
         stopping: asyncio.Event,
         traced: bool = False,
         behind: int = 0,
+        spans: Spans | None = None,
+        parents: Mapping[str, str] | None = None,
     ) -> None:
         self.account, self.id, self.method, self.route = account, id, method, route
         self.stopping, self.traced = stopping, traced
         self.priority, self.deadline = account.priority - behind, math.inf
         self.trace: Trace | None = None
+        self.parents, self.pattern = parents or {}, ""
         self.model = ""
         self.strategy: str | None = None
         self.seed: int | None = None
         self.status, self.complete = 200, False
         self.finishes: Counter[str] = Counter()
-        self.prompt_tokens = self.tokens = 0
+        self.prompt_tokens = self.tokens = self.cached_tokens = self.reasoning_tokens = 0
         self.first: float | None = None
         self._metrics, self._on_end = metrics, on_end
         self._began = time.monotonic()
         self._latest: dict[int, float] = {}
         self.meters: list[Meter] = []
         self._held = 0
+        self._spans = spans
+        self._span: RequestSpan | None = None
 
     @property
     def seconds(self) -> float:
@@ -120,6 +133,8 @@ class Call:
     def under_way(self) -> Iterator[None]:
         """For as long as it is."""
         self._held += 1
+        if self._held == 1 and self._spans is not None:
+            self._span = self._spans.begin(self)
         self.account.calls.add(self)
         try:
             yield
@@ -140,11 +155,20 @@ class Call:
                 self._metrics.finished.labels(self.model, reason).inc(count)
             self._metrics.whole.labels(self.model).observe(self.seconds)
         self._on_end(self)
+        if self._span is not None:
+            self._span.end(self)
+            self._span = None
         self.meters.clear()
         self._latest.clear()
         self.trace = None
         self.finishes.clear()
-        self.prompt_tokens = self.tokens = 0
+        self.prompt_tokens = self.tokens = self.cached_tokens = self.reasoning_tokens = 0
+
+    def note(self, event: str, **fields: object) -> None:
+        """See `Log`: what its strategy does."""
+        for log in (self.trace, self._span):
+            if log is not None:
+                log.note(event, **fields)
 
     def metered(self, **options: Any) -> Meter:
         """See `metered`."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anabranch.engine import grammar
 from anabranch.engine.constraints import Constraint
@@ -34,7 +34,7 @@ from anabranch.serve.tools import (
     with_calls,
 )
 from anabranch.serve.tools import response as tool_response
-from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens
+from anabranch.serve.wire import Body, Effort, Said, Sampled, Tokens, or_stream, shape
 
 routes = APIRouter()
 
@@ -97,13 +97,35 @@ class Chat(Sampled):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
+    # vLLM's words for a reply that has begun already, in a last message by the assistant.
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+    extra_body: dict[str, Any] | None = None
 
-@routes.post("/v1/chat/completions", response_model=None)
+    @model_validator(mode="after")
+    def _check_continued(self) -> Chat:
+        last = self.messages[-1]
+        if self.continue_final_message and (last.role != "assistant" or last.tool_calls):
+            raise ValueError("continue_final_message needs a last message by the assistant")
+        if self.add_generation_prompt not in (None, not self.continue_final_message):
+            raise ValueError("add_generation_prompt is false if continue_final_message is set")
+        for name, value in (self.extra_body or {}).items():
+            # its_hub says these twice; what is said only there would be lost without a word.
+            if name not in self.model_fields_set or getattr(self, name) != value:
+                raise ValueError(f"extra_body is a client's own: put {name} into the body itself")
+        return self
+
+
+_SHAPE = shape("chat.completion", id="string", created="integer", model="string",
+               choices="array", usage="object", anabranch="object")  # fmt: skip
+
+
+@routes.post("/v1/chat/completions", response_model=None, responses=or_stream(_SHAPE))
 async def chat_completions(body: Chat, request: Request) -> Response:
     """Reply to a conversation."""
     own = await begin(body, request.app.state.hub, Terms.of(request))
     if body.stream:
-        return events(await first(own.chunks()))
+        return events(await unless_gone(request, first(own.chunks())))
     return JSONResponse(await unless_gone(request, own.whole()))
 
 
@@ -220,9 +242,14 @@ class Reply:
         body, served = self.body, self.served
         top = (body.top_logprobs or 0) if body.logprobs else 0
         ask = Ask(
-            _limit(body), stops_of(body), self.rule, top, sampling_of(body, served.lm.tokenizer)
+            _limit(body),
+            stops_of(body),
+            self.rule,
+            top,
+            sampling_of(body, served.lm.tokenizer),
+            keep=body.include_stop_str_in_output,
         )
-        tokens = await served.render(self.turns)
+        tokens = await served.render(self.turns, going_on=body.continue_final_message)
         seed = seed_of(body)
         async with self.terms.admission.place():
             work = Plain(served, [tokens], n=body.n or 1, seed=seed, terms=self.terms)

@@ -21,7 +21,7 @@ from anabranch.serve.generate import Ask, begun, rule_of, sampling_of, stops_of
 from anabranch.serve.hub import Hub, Served
 from anabranch.serve.plain import Plain, new_id, prompts_of, seed_of
 from anabranch.serve.stream import events, first, unless_gone
-from anabranch.serve.wire import Prompts, Sampled
+from anabranch.serve.wire import Prompts, Sampled, or_stream, shape
 
 routes = APIRouter()
 
@@ -39,12 +39,16 @@ class Completion(Sampled):
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
-@routes.post("/v1/completions", response_model=None)
+_SHAPE = shape("text_completion", id="string", created="integer", model="string",
+               choices="array", usage="object")  # fmt: skip
+
+
+@routes.post("/v1/completions", response_model=None, responses=or_stream(_SHAPE))
 async def completions(body: Completion, request: Request) -> Response:
     """Go on with prompts."""
     own = begin(body, request.app.state.hub, Terms.of(request))
     if body.stream:
-        return events(await first(own.chunks()))
+        return events(await unless_gone(request, first(own.chunks())))
     return JSONResponse(await unless_gone(request, own.whole()))
 
 
@@ -122,7 +126,14 @@ class Text:
         body, tokenizer = self.body, self.served.lm.tokenizer
         rule = await begun(rule_of(body.structured_outputs), tokenizer)
         limit = body.max_tokens or DEFAULT_TOKENS
-        return Ask(limit, stops_of(body), rule, body.logprobs or 0, sampling_of(body, tokenizer))
+        return Ask(
+            limit,
+            stops_of(body),
+            rule,
+            body.logprobs or 0,
+            sampling_of(body, tokenizer),
+            keep=body.include_stop_str_in_output,
+        )
 
     async def _echoes(self) -> list[tuple[str, Step | None]]:
         """The text of each prompt, and if wanted what the model says of all but its first token."""

@@ -19,7 +19,7 @@ from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub
 from anabranch.serve.plain import prompts_of
 from anabranch.serve.stream import unless_gone
-from anabranch.serve.wire import Body, Name, Prompts, Turn
+from anabranch.serve.wire import Body, Name, Prompts, Turn, shape
 
 routes = APIRouter()
 
@@ -44,7 +44,9 @@ class Embeddings(Body):
     anabranch: EmbeddingOptions = EmbeddingOptions()
 
 
-@routes.post("/v1/embeddings")
+@routes.post(
+    "/v1/embeddings", responses=shape("list", data="array", model="string", usage="object")
+)
 async def embeddings(body: Embeddings, request: Request) -> JSONResponse:
     """Vectors of texts."""
     work = whole(body, request.app.state.hub, Terms.of(request))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from anabranch.errors import AnabranchError, ContextError, InputError, ModelError, ResourceError
@@ -33,7 +35,7 @@ _TYPES = {
 }
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Refusal(Exception):
@@ -45,6 +47,7 @@ class Refusal(Exception):
         param: which field is to blame.
         code: a word for programs.
         retry_after: seconds after which to try again.
+        headers: further ones of the response.
     """
 
     def __init__(
@@ -55,10 +58,13 @@ class Refusal(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after = retry_after
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -69,10 +75,29 @@ class Refusal(Exception):
 
     def response(self) -> JSONResponse:
         """The response itself."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        if self.status == 401:
-            headers["WWW-Authenticate"] = 'Basic realm="anabranch", charset="UTF-8"'
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+class Fault(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """The body of every response that is no success."""
+
+    error: Fault
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Failure, "description": "The request cannot be served as it is."},
+    "5XX": {"model": Failure, "description": "The server cannot serve it, now or at all."},
+}
+"""For the OpenAPI document of every route."""
 
 
 def refusal_of(error: Exception) -> Refusal:
@@ -93,7 +118,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, HTTPException):
         if isinstance(error.__cause__, Refusal):  # raised while the body was read
             return error.__cause__
-        return Refusal(error.status_code, str(error.detail))
+        return Refusal(error.status_code, str(error.detail), headers=error.headers)
     if not isinstance(error, AnabranchError):
         log.error("a request failed", exc_info=error)
     elif isinstance(error, ModelError):
@@ -104,8 +129,12 @@ def refusal_of(error: Exception) -> Refusal:
 def add_handlers(app: FastAPI) -> None:
     """Let every error leave the app in that form."""
 
-    async def handle(_: Request, error: Exception) -> JSONResponse:
-        return refusal_of(error).response()
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        refusal = refusal_of(error)
+        if refusal.status == 405 and (methods := _methods(app, request)):
+            # Of several routes for one path, the router names the first one's methods only.
+            refusal.headers["Allow"] = ", ".join(methods)
+        return refusal.response()
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -116,8 +145,21 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
 
 
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What can be done with a path, by the OpenAPI document; nothing where it is not in there."""
+    path = request.url.path
+    return sorted(
+        method.upper()
+        for route, methods in app.openapi()["paths"].items()
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", route), path)
+        for method in methods
+    )
+
+
 def invalid_body(faults: Sequence[Any]) -> Refusal:
     """The first fault of a body, by the name of its field. Values are not repeated."""
     first = faults[0]
+    if first["type"] == "json_invalid":
+        return Refusal(400, f"the body is no JSON: {first.get('ctx', {}).get('error', '')}")
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     return Refusal(400, f"{where or 'body'}: {first['msg']}", param=where or None)

@@ -6,19 +6,47 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from starlette.datastructures import UploadFile
 
 from anabranch.serve.errors import Refusal
 from anabranch.serve.folder import about
 from anabranch.serve.own import batches_of
 from anabranch.serve.plain import new_id
-from anabranch.serve.wire import page
+from anabranch.serve.wire import DELETED, PAGE, page, shape
 
 routes = APIRouter()
 
 
-@routes.post("/v1/files")
+JSONL = "application/jsonl"
+BINARY = {"type": "string", "format": "binary"}
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file": BINARY,
+                        "purpose": {"const": "batch"},
+                    },
+                    "required": ["file", "purpose"],
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+"""What `upload` reads. It is not declared to FastAPI, which would read it before the route can
+bound the number of its parts."""
+
+
+_SHAPE = shape("file", id="string", bytes="integer", created_at="integer", filename="string",
+               purpose="string", status="string")  # fmt: skip
+
+
+@routes.post("/v1/files", openapi_extra=FORM, responses=_SHAPE)
 async def upload(request: Request) -> dict[str, Any]:
     """Take in a file of requests."""
     folder = batches_of(request).folder
@@ -44,7 +72,7 @@ async def upload(request: Request) -> dict[str, Any]:
     return record
 
 
-@routes.get("/v1/files")
+@routes.get("/v1/files", responses=PAGE)
 async def files(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -58,21 +86,25 @@ async def files(
     return page(found, limit, order == "desc", after)
 
 
-@routes.get("/v1/files/{name}")
+@routes.get("/v1/files/{name}", responses=_SHAPE)
 async def file(name: str, request: Request) -> dict[str, Any]:
     """One of them."""
     return batches_of(request).folder.record("file", name)
 
 
-@routes.get("/v1/files/{name}/content")
+@routes.get(
+    "/v1/files/{name}/content",
+    response_class=Response,
+    responses={200: {"content": {JSONL: {"schema": BINARY}}}},
+)
 async def content(name: str, request: Request) -> FileResponse:
     """What it holds."""
     folder = batches_of(request).folder
     folder.record("file", name)
-    return FileResponse(folder.data(name), media_type="application/jsonl")
+    return FileResponse(folder.data(name), media_type=JSONL)
 
 
-@routes.delete("/v1/files/{name}")
+@routes.delete("/v1/files/{name}", responses=DELETED)
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Delete it."""
     batches = batches_of(request)

@@ -16,6 +16,7 @@ from anabranch.serve.errors import Refusal, refusal_of
 from anabranch.serve.keys import LOOPBACK, Account, Keyring
 
 OPEN_ROUTES = ("/health",)
+PARENTS = ("traceparent", "tracestate")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -47,7 +48,11 @@ class Gate:
         name = told if _ID.fullmatch(told) else f"req-{secrets.token_hex(12)}"
         account = self.keys.find(_key(headers))
         call = self._call(
-            account or self._nobody, name, method=scope["method"], route=scope["path"]
+            account or self._nobody,
+            name,
+            method=scope["method"],
+            route=scope["path"],
+            parents={name: headers[name] for name in PARENTS if name in headers},
         )
         begin(call)
         started = False
@@ -56,6 +61,7 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started, call.status = True, message["status"]
+                call.pattern = getattr(scope.get("route"), "path", "")
                 MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -75,15 +81,24 @@ class Gate:
     def _check(self, headers: Headers, account: Account | None) -> None:
         if account is None:
             raise Refusal(
-                401, "no valid API key was given; send `Authorization: Bearer KEY`",
+                401,
+                "no valid API key was given; send `Authorization: Bearer KEY`, or, where a browser "
+                "asks, any name with the key as its password",
                 code="invalid_api_key",
-            )  # fmt: skip
+                headers={"WWW-Authenticate": _challenge(headers)},
+            )
         if self.keys.open is not None and _host(headers.get("host", "")) not in LOOPBACK:
             # A page elsewhere may give its own name this machine's address ("DNS rebinding").
             raise Refusal(403, "without API keys, requests must name this machine as their host")
         bearer = headers.get("authorization", "")[:7].lower() == "bearer "
         if not bearer and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise Refusal(403, "requests from other sites' pages need a bearer token")
+
+
+def _challenge(headers: Headers) -> str:
+    """Browsers ask their user where a page is opened; an open page asks by itself."""
+    by_script = headers.get("sec-fetch-mode", "navigate") != "navigate"
+    return "Bearer" if by_script else 'Basic realm="anabranch", charset="UTF-8"'
 
 
 def _key(headers: Headers) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ class Ask:
     Attributes:
         limit: most tokens.
         stops: texts that end it, and are left out.
+        keep: they are not.
         top: likeliest tokens to report with each.
         sampling: as in `Branch.extend`.
     """
@@ -54,6 +56,7 @@ class Ask:
     allow: Constraint | None = None
     top: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
+    keep: bool = False
 
 
 def sampling_of(body: Drawn, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -122,7 +125,12 @@ async def begun(rule: Constraint | None, tokenizer: Tokenizer) -> Constraint | N
     """A rule, compiled beside the event loop. Raises InputError."""
     if rule is None:
         return None
-    return _Begun(await asyncio.to_thread(rule.start, tokenizer, ()))
+    first = await asyncio.get_running_loop().run_in_executor(_RULES, rule.start, tokenizer, ())
+    return _Begun(first)
+
+
+_RULES = ThreadPoolExecutor(2, "anabranch-rules")
+"""Threads of their own, and few: rules that take seconds must hold up nobody without one."""
 
 
 async def choices(branches: Sequence[Branch], ask: Ask) -> AsyncGenerator[Delta]:
@@ -159,8 +167,12 @@ async def _written(branch: Branch, ask: Ask) -> AsyncGenerator[tuple[str, tuple[
         async for piece in pieces:
             begin = len(text)
             text += piece.text
-            found = [text.find(stop, max(0, begin - longest)) for stop in ask.stops]
-            cut = min((at for at in found if at >= 0), default=len(text))
+            found = [
+                (at, at + len(stop) * ask.keep)
+                for stop in ask.stops
+                if (at := text.find(stop, max(0, begin - longest))) >= 0
+            ]
+            _, cut = min(found, default=(0, len(text)))
             yield text[begin:cut], piece.results
 
 

@@ -37,12 +37,22 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
     rendering: threading.Lock = field(default_factory=threading.Lock)
 
-    async def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """A conversation's tokens. The template is a stranger's: it runs beside the event loop."""
+    async def render(
+        self, messages: Sequence[Mapping[str, str]], *, going_on: bool = False
+    ) -> list[int]:
+        """A conversation's tokens. The template is a stranger's: it runs beside the event loop.
+
+        Args:
+            going_on: the reply has begun already, with the last message's text.
+        """
 
         def run() -> list[int]:
+            tokenizer = self.lm.tokenizer
             with self.rendering:
-                return self.lm.tokenizer.chat(messages)
+                if not going_on:
+                    return tokenizer.chat(messages)
+                begun = tokenizer.encode(messages[-1]["content"], start=False)
+                return tokenizer.chat(messages[:-1]) + begun
 
         return await asyncio.to_thread(run)
 
@@ -124,6 +134,14 @@ class Hub:
                     code="code_tools_off",
                 )
         return named
+
+    @property
+    def only(self) -> str:
+        """The name of the one model that is served. Raises Refusal: there are several."""
+        if len(self._loaders) != 1:
+            known = ", ".join(self._loaders)
+            raise Refusal(400, f"several models are served, name one: {known}", param="model")
+        return next(iter(self._loaders))
 
     def names(self) -> list[tuple[str, Served]]:
         """Every name that `find` knows, virtual ones too."""

@@ -119,12 +119,20 @@ class Account:
             if span in (None, quota.seconds):
                 quota.charge(tokens)
 
-    def check(self) -> None:
-        """Raises Refusal: the tokens are used up, those of requests under way counted."""
+    def _waits(self) -> list[tuple[Allowance, int]]:
         meters = {meter for call in self.calls for meter in call.meters} if self._quotas else ()
         pending = sum(meter.pending for meter in meters)
-        for quota in self._quotas:
-            if wait := quota.wait(pending):
+        return [(quota, quota.wait(pending)) for quota in self._quotas]
+
+    @property
+    def wait(self) -> int:
+        """Seconds until there are tokens again; 0 if there are."""
+        return max((wait for _, wait in self._waits()), default=0)
+
+    def check(self) -> None:
+        """Raises Refusal: the tokens are used up, those of requests under way counted."""
+        for quota, wait in self._waits():
+            if wait:
                 name = "minute" if quota.seconds == MINUTE else "day"
                 raise Refusal(
                     429,

@@ -54,7 +54,9 @@ class Plain:
         """A prompt's branch."""
         before = self.run.cost.cached
         root = self.served.lm.engine.open(tokens, seed=self.seed, run=self.run)
-        self.cached += self.run.cost.cached - before
+        held = self.run.cost.cached - before
+        self.cached += held
+        self.call.cached_tokens += held
         return root
 
     @property

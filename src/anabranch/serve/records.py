@@ -1,16 +1,14 @@
-"""What was asked of the server and what it cost, kept in SQLite: no text, unless traces are kept.
+"""What was asked of the server and what it cost, in a database: no text, unless traces are kept.
 
-Rows are written by a thread of their own. A disk that is full or a file that is gone fails no
-request: rows wait in memory, a bounded number of them, until they can be written again.
+Rows are written by a thread of their own. A disk that is full, a file that is gone or a database
+that does not answer fails no request: rows wait in memory, a bounded number of them, until they can
+be written again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import sqlite3
 import threading
 import time
 import zlib
@@ -21,6 +19,7 @@ from typing import Any
 
 from anabranch.program.trace import Trace
 from anabranch.serve.calls import Call
+from anabranch.serve.database import DatabaseError, database_at
 
 log = logging.getLogger("anabranch.serve")
 
@@ -35,31 +34,35 @@ MOST_TRACE = 16 << 20
 
 RETRY_SECONDS = 2.0
 
+LAST_SECONDS = 10.0
+"""For what is left to be written when the server ends."""
+
 FIELDS = {
     "request_id": "TEXT NOT NULL",
-    "time": "REAL NOT NULL",
+    "time": "DOUBLE PRECISION NOT NULL",
     "key": "TEXT NOT NULL",
     "route": "TEXT NOT NULL",
-    "status": "INTEGER NOT NULL",
+    "status": "BIGINT NOT NULL",
     "finish": "TEXT",
     "model": "TEXT NOT NULL",
     "strategy": "TEXT",
-    "seed": "INTEGER",
-    "prompt_tokens": "INTEGER NOT NULL",
-    "tokens": "INTEGER NOT NULL",
-    "seconds": "REAL NOT NULL",
-    "first_seconds": "REAL",
+    "seed": "BIGINT",
+    "prompt_tokens": "BIGINT NOT NULL",
+    "tokens": "BIGINT NOT NULL",
+    "seconds": "DOUBLE PRECISION NOT NULL",
+    "first_seconds": "DOUBLE PRECISION",
 }
 _SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY AUTOINCREMENT, "
+    "CREATE TABLE IF NOT EXISTS records (id BIGINT PRIMARY KEY, "
     + ", ".join(f"{name} {kind}" for name, kind in FIELDS.items())
-    + ", trace BLOB)",
+    + ", trace BYTEA)",
     "CREATE INDEX IF NOT EXISTS records_by_key ON records (key, id)",
     "CREATE INDEX IF NOT EXISTS records_traced ON records (id) WHERE trace IS NOT NULL",
 )
 _INSERT = (
-    f"INSERT INTO records ({', '.join(FIELDS)}, trace) "
-    f"VALUES ({', '.join(f':{name}' for name in FIELDS)}, :trace)"
+    f"INSERT INTO records (id, {', '.join(FIELDS)}, trace) "
+    "VALUES ((SELECT coalesce(max(id), 0) + 1 FROM records), "
+    f"{', '.join(f':{name}' for name in FIELDS)}, :trace)"
 )
 _SHOWN = f"id, {', '.join(FIELDS)}, trace IS NOT NULL AS has_trace"
 
@@ -72,42 +75,46 @@ class Records:
     """The table of one server.
 
     Args:
-        path: file, made if it is not there.
+        where: an SQLite file, made if it is not there, or the URL of a PostgreSQL database.
         most: rows to keep; older ones are dropped.
         traces: of the newest of them, how many keep their trace.
 
     Attributes:
         fault: why rows cannot be written at present, or None.
         lost: rows that were given up.
+
+    Raises:
+        InputError: what the URL says cannot be understood.
     """
 
-    def __init__(self, path: Path, most: int, traces: int) -> None:
-        self.path, self.most, self.traces = path, most, traces
+    def __init__(self, where: Path | str, most: int, traces: int) -> None:
+        self._database = database_at(where, _SCHEMA)
+        self.most, self.traces = most, traces
         self.fault: str | None = None
         self.lost = 0
         self._pending: deque[dict[str, Any]] = deque()
         self._news = threading.Condition()
         self._closing = False
-        self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
-        self._writer = threading.Thread(target=self._write_all, name="anabranch-records")
+        self._writer = threading.Thread(
+            target=self._write_all, name="anabranch-records", daemon=True
+        )
 
     def open(self) -> None:
-        """Begin. Where that fails, it is tried again. Reads the disk."""
+        """Begin. Where that fails, it is tried again. Waits for the database."""
         self._write([])
         self._writer.start()
 
     def add(self, call: Call) -> None:
-        """Keep a request. Never fails, never waits for the disk."""
+        """Keep a request. Never fails, never waits for the database."""
         row = {
             "request_id": call.id,
             "time": time.time(),
             "key": call.account.name,
-            "route": call.route,
+            "route": _told(call.route),
             "status": call.status,
             "finish": call.outcome,
             "model": call.model,
-            "strategy": call.strategy,
+            "strategy": call.strategy and _told(call.strategy),
             "seed": call.seed,
             "prompt_tokens": call.prompt_tokens,
             "tokens": call.tokens,
@@ -130,9 +137,12 @@ class Records:
         Raises:
             Trouble: they cannot be read.
         """
-        query = f"SELECT {_SHOWN} FROM records WHERE key = ? AND id < ? ORDER BY id DESC LIMIT ?"
-        rows = self._read(query, (key, before or 2**62, limit))
-        return [dict(row) for row in rows]
+        query = (
+            f"SELECT {_SHOWN} FROM records WHERE key = :key AND id < :before "
+            "ORDER BY id DESC LIMIT :most"
+        )
+        rows = self._read(query, {"key": key, "before": before or 2**62, "most": limit})
+        return [{**row, "has_trace": bool(row["has_trace"])} for row in rows]
 
     def trace(self, key: str, record: int) -> str | None:
         """The trace of a key's record as JSON lines. Reads the disk.
@@ -140,34 +150,34 @@ class Records:
         Raises:
             Trouble: it cannot be read.
         """
-        rows = self._read("SELECT trace FROM records WHERE key = ? AND id = ?", (key, record))
+        query = "SELECT trace FROM records WHERE key = :key AND id = :id"
+        rows = self._read(query, {"key": key, "id": record})
         return zlib.decompress(rows[0]["trace"]).decode() if rows and rows[0]["trace"] else None
 
     def used_since(self, when: float) -> Mapping[str, int]:
         """Tokens by key since a time; nothing where that cannot be read. Reads the disk."""
         query = (
-            "SELECT key, sum(prompt_tokens + tokens) AS used FROM records WHERE time >= ? "
+            "SELECT key, sum(prompt_tokens + tokens) AS used FROM records WHERE time >= :time "
             "GROUP BY key"
         )
         try:
-            return {row["key"]: row["used"] for row in self._read(query, (when,))}
+            return {row["key"]: int(row["used"]) for row in self._read(query, {"time": when})}
         except Trouble:
             return {}
 
     def close(self) -> None:
-        """Write what can be written, and end."""
+        """Write what can be written, and end; a database that is frozen is not waited for."""
         with self._news:
             self._closing = True
             self._news.notify()
-        self._writer.join()
+        self._writer.join(LAST_SECONDS)
+        if self._writer.is_alive():
+            log.error("the database does not answer: %d records may be lost", len(self._pending))
 
-    def _read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+    def _read(self, query: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         try:
-            address = f"{self.path.absolute().as_uri()}?mode=ro"
-            with contextlib.closing(sqlite3.connect(address, uri=True, timeout=5)) as connection:
-                connection.row_factory = sqlite3.Row
-                return connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+            return self._database.read(query, values)
+        except DatabaseError as error:
             log.error("records cannot be read: %s", error)
             raise Trouble from None
 
@@ -187,28 +197,26 @@ class Records:
             if closing:
                 if self._pending:
                     log.error("%d records were not written", len(self._pending))
-                if self._connection is not None:
-                    self._connection.close()
+                self._database.close()
                 return
 
     def _write(self, rows: list[dict[str, Any]]) -> bool:
         """Write rows, and take them off what is pending. Whether that worked."""
         try:
-            connection = self._connected()
-            with connection:
+            with self._database.transaction() as cursor:
                 packed = ({**row, "trace": _packed(row["trace"])} for row in rows)
-                connection.executemany(_INSERT, packed)
-                old = "id <= (SELECT max(id) FROM records) - ?"
-                connection.execute(f"DELETE FROM records WHERE {old}", (self.most,))
-                connection.execute(
+                cursor.executemany(_INSERT, packed)
+                old = "id <= (SELECT max(id) FROM records) - :most"
+                cursor.execute(f"DELETE FROM records WHERE {old}", {"most": self.most})
+                cursor.execute(
                     f"UPDATE records SET trace = NULL WHERE trace IS NOT NULL AND {old}",
-                    (self.traces,),
+                    {"most": self.traces},
                 )
         except Exception as error:  # whatever it is, the thread goes on
             if self.fault is None:
                 log.error("records cannot be written, and wait: %s", error)
             self.fault = str(error)
-            self._disconnect()
+            self._database.close()
             return False
         if self.fault is not None:
             log.warning("records are written again; %d were lost meanwhile", self.lost)
@@ -218,38 +226,10 @@ class Records:
             self._pending = deque(row for row in self._pending if id(row) not in done)
         return True
 
-    def _connected(self) -> sqlite3.Connection:
-        """A connection to the file that is there now: not to one that was taken away."""
-        if self._connection is not None and self._file != _identity(self.path):
-            self._disconnect()
-        if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._connection = sqlite3.connect(
-                self.path, timeout=5, check_same_thread=False, cached_statements=8
-            )
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            with self._connection:
-                for statement in _SCHEMA:
-                    self._connection.execute(statement)
-            self._file = _identity(self.path)
-        return self._connection
 
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.close()
-        self._connection = None
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file it is, or None."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _told(text: str) -> str:
+    """A client's text as every database takes it: one that none takes would hold up all others."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _packed(trace: Trace | None) -> bytes | None:

@@ -64,10 +64,10 @@ class Response:
         finish = None
         try:
             chunks = await first(self._reply.chunks())
-            yield self._about("created")
-            self.told["status"] = "in_progress"
-            yield self._about("in_progress")
             async with contextlib.aclosing(chunks):
+                yield self._about("created")
+                self.told["status"] = "in_progress"
+                yield self._about("in_progress")
                 async for chunk in chunks:
                     if isinstance(chunk, str):
                         yield chunk

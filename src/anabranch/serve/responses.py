@@ -30,7 +30,19 @@ from anabranch.serve.respond import Event, Kept, Response
 from anabranch.serve.store import Store
 from anabranch.serve.stream import events, first, unless_gone
 from anabranch.serve.tools import MOST_TOOLS, Function, ToolName
-from anabranch.serve.wire import Body, Effort, Extension, Metadata, Name, Tokens, page
+from anabranch.serve.wire import (
+    DELETED,
+    PAGE,
+    Body,
+    Effort,
+    Extension,
+    Metadata,
+    Name,
+    Tokens,
+    or_stream,
+    page,
+    shape,
+)
 
 routes = APIRouter()
 
@@ -116,7 +128,12 @@ class Create(Body):
     stream_options: StreamOptions | None = None
 
 
-@routes.post("/v1/responses", response_model=None)
+_SHAPE = shape("response", id="string", created_at="integer", status="string",
+               model="string", output="array", usage="object null", error="object null",
+               incomplete_details="object null")  # fmt: skip
+
+
+@routes.post("/v1/responses", response_model=None, responses=or_stream(_SHAPE))
 async def create(body: Create, request: Request) -> HTTPResponse:
     """Reply to items."""
     state, store = request.app.state, own(request).store
@@ -133,14 +150,14 @@ async def create(body: Create, request: Request) -> HTTPResponse:
     if keeps:
         happening = _keeping(happening, kept, store)
     if body.stream:
-        return events(await first(happening), done=False)
+        return events(await unless_gone(request, first(happening)), done=False)
     await unless_gone(request, _to_the_end(happening))
     if kept.response.fault is not None:
         raise kept.response.fault
     return JSONResponse(told)
 
 
-@routes.get("/v1/responses/{name}", response_model=None)
+@routes.get("/v1/responses/{name}", response_model=None, responses=or_stream(_SHAPE))
 async def retrieve(
     name: str, request: Request, stream: bool = False, starting_after: int = -1
 ) -> HTTPResponse:
@@ -154,7 +171,7 @@ async def retrieve(
     return events(kept.events(starting_after), done=False)
 
 
-@routes.delete("/v1/responses/{name}")
+@routes.delete("/v1/responses/{name}", responses=DELETED)
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Forget a response, and end it if it is under way."""
     kept = own(request).store.remove(name)
@@ -175,7 +192,7 @@ async def cancel(name: str, request: Request) -> dict[str, Any]:
     return kept.response.told
 
 
-@routes.get("/v1/responses/{name}/input_items")
+@routes.get("/v1/responses/{name}/input_items", responses=PAGE)
 async def input_items(
     name: str,
     request: Request,

@@ -14,11 +14,13 @@ from pydantic import Field
 
 from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal
-from anabranch.serve.hub import Hub
+from anabranch.serve.hub import Hub, Served
 from anabranch.serve.records import Records, Trouble
-from anabranch.serve.wire import Body, Name
+from anabranch.serve.wire import Body, Name, shape
 
 T = TypeVar("T")
+
+NDJSON = "application/x-ndjson"
 
 routes = APIRouter()
 
@@ -27,23 +29,24 @@ class Tokenize(Body):
     """Text, or a conversation, to be cut into tokens.
 
     Attributes:
+        model: may be left out where one is served, as vLLM's clients do.
         add_special_tokens: text begins as a prompt does.
     """
 
-    model: Name
+    model: Name | None = None
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
     add_special_tokens: bool = True
 
 
 class Detokenize(Body):
-    """Tokens to be put together."""
+    """Tokens to be put together; `model` as in `Tokenize`."""
 
-    model: Name
+    model: Name | None = None
     tokens: Annotated[list[int], Field(max_length=1 << 20)]
 
 
-@routes.get("/health")
+@routes.get("/health", responses=shape(None, status="string"))
 async def health(request: Request) -> JSONResponse:
     """200 once every model answers."""
     hub: Hub = request.app.state.hub
@@ -58,7 +61,7 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse(told)
 
 
-@routes.get("/v1/records")
+@routes.get("/v1/records", responses=shape("list", data="array"))
 async def records(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -69,13 +72,17 @@ async def records(
     return {"object": "list", "data": found}
 
 
-@routes.get("/v1/records/{record}/trace")
+@routes.get(
+    "/v1/records/{record}/trace",
+    response_class=Response,
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}},
+)
 async def trace(record: Annotated[int, PathParam(ge=1, le=2**62)], request: Request) -> Response:
     """The trace of one of them, as `anabranch trace` reads it."""
     text = await _recorded(request, lambda kept, key: kept.trace(key, record))
     if text is None:
         raise Refusal(404, "there is no trace of this record")
-    return Response(text, media_type="application/x-ndjson")
+    return Response(text, media_type=NDJSON)
 
 
 async def _recorded(request: Request, read: Callable[[Records, str], T]) -> T:
@@ -89,7 +96,11 @@ async def _recorded(request: Request, read: Callable[[Records, str], T]) -> T:
         raise Refusal(503, "records cannot be read; the log says why", retry_after=5) from None
 
 
-@routes.get("/metrics")
+@routes.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     for account in request.app.state.keys.accounts.values():
@@ -98,29 +109,35 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-@routes.get("/v1/models")
+_MODEL = shape("model", id="string", created="integer", owned_by="string", max_model_len="integer",
+               strategy="string null")  # fmt: skip
+
+
+@routes.get("/v1/models", responses=shape("list", data="array"))
 async def models(request: Request) -> dict[str, Any]:
     """Every name that a request may give as its model."""
     hub: Hub = request.app.state.hub
     return {"object": "list", "data": [_model(name, hub) for name, _ in hub.names()]}
 
 
-@routes.get("/v1/models/{name}")
+@routes.get("/v1/models/{name}", responses=_MODEL)
 async def model(name: str, request: Request) -> dict[str, Any]:
     """One of them."""
     return _model(name, request.app.state.hub)
 
 
-@routes.post("/tokenize")
+@routes.post(
+    "/tokenize", responses=shape(None, tokens="array", count="integer", max_model_len="integer")
+)
 async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     """The tokens that a prompt or a conversation is for the model."""
-    served, _ = request.app.state.hub.find(body.model)
+    served = _meant(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "give either prompt or messages", param="prompt")
     if body.messages is not None:
         tokens = await served.render(body.messages)
     elif body.add_special_tokens:
-        tokens = served.lm.tokenizer.prompt(body.prompt)
+        tokens = served.lm.tokenizer.prompt(body.prompt or "")
     else:
         tokens = served.lm.engine.encode(body.prompt or "")
     return {
@@ -130,11 +147,31 @@ async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     }
 
 
-@routes.post("/detokenize")
+@routes.post("/detokenize", responses=shape(None, prompt="string"))
 async def detokenize(body: Detokenize, request: Request) -> dict[str, str]:
     """The text of tokens, without special ones."""
-    served, _ = request.app.state.hub.find(body.model)
+    served = _meant(request, body.model)
     return {"prompt": served.lm.engine.text_of(served.lm.engine.encode(body.tokens))}
+
+
+@routes.get("/tokenizer_info")
+async def tokenizer_info(
+    request: Request, model: Annotated[Name | None, Query()] = None
+) -> dict[str, str | None]:
+    """The texts of a tokenizer's marks, for clients that cut texts into tokens by `/tokenize`."""
+    tokenizer = _meant(request, model).lm.tokenizer
+    end, bos = min(tokenizer.ends, default=None), tokenizer.bos
+    return {
+        "eos_token": None if end is None else tokenizer.decode([end], special=True),
+        "bos_token": None if bos is None else tokenizer.decode([bos], special=True),
+    }
+
+
+def _meant(request: Request, name: str | None) -> Served:
+    """The model of a name, or the only one. Raises Refusal."""
+    hub: Hub = request.app.state.hub
+    served, _ = hub.find(hub.only if name is None else name)
+    return served
 
 
 def _model(name: str, hub: Hub) -> dict[str, Any]:

@@ -7,6 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from anabranch.serve.database import SCHEMES
+
+EMPTY = BeforeValidator(lambda value: value or None)
+"""An empty text, as environment variables have, is none."""
+
+
+def _place(value: object) -> object:
+    """A URL as it is, anything else as a file."""
+    if not value or not isinstance(value, str) or value.startswith(SCHEMES):
+        return value or None
+    return Path(value)
+
 
 class Settings(BaseModel):
     """Limits and addresses.
@@ -21,12 +33,18 @@ class Settings(BaseModel):
         waiting: requests that may wait for that; more are refused.
         body_bytes: largest body of a request.
         seconds: longest time of one request.
+        connections: clients' connections at the same time; more are closed at once.
+        stall_seconds: in so long a client must send 16 KiB of its request or the rest of it, and
+            take as much of what is sent to it; who is slower is cut off.
         keys: file of API keys; without one, only this machine can ask.
         share_cache: keys share computed prefixes, which lets each find out by the time that an
             answer takes whether another has asked the same.
-        records: SQLite file of requests and what they cost, without text; empty: none is kept.
+        records: SQLite file of requests and what they cost, without text, or the URL of a
+            PostgreSQL database for them; empty: none is kept.
         most_records: rows of it; older ones are dropped.
         traces: of the newest of them, how many keep the trace of their strategy, with its text.
+        otlp_endpoint: base address of an OpenTelemetry collector, to which spans of requests are
+            sent; without one, OpenTelemetry's own environment variables are heeded.
         grace: seconds that requests under way have to end when the server is stopped.
         tls_cert, tls_key: PEM files, for HTTPS.
         log_level: least important that is logged.
@@ -52,11 +70,14 @@ class Settings(BaseModel):
     waiting: Annotated[int, Field(ge=0, le=1 << 16)] = 256
     body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    connections: Annotated[int, Field(ge=1, le=1 << 20)] = 768
+    stall_seconds: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     keys: Path | None = None
     share_cache: bool = False
-    records: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
+    records: Annotated[Path | str | None, BeforeValidator(_place)] = None
     most_records: Annotated[int, Field(ge=1, le=1 << 32)] = 100_000
     traces: Annotated[int, Field(ge=0, le=1 << 32)] = 0
+    otlp_endpoint: Annotated[str | None, EMPTY, Field(pattern=r"^https?://")] = None
     grace: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     tls_cert: Path | None = None
     tls_key: Path | None = None

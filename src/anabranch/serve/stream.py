@@ -6,18 +6,30 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from anabranch.serve.calls import current
 from anabranch.serve.errors import Refusal, refusal_of
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 PING_SECONDS = 10.0
 """A comment is sent after so long a silence, so that nobody on the way takes it for the end."""
+
+
+class Chunks(Protocol[T_co]):
+    """What comes one after the other, and can be ended before."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    def __anext__(self) -> Awaitable[T_co]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -61,7 +73,24 @@ async def _left(request: Request) -> None:
         pass
 
 
-def events(chunks: AsyncGenerator[Any], *, done: bool = True) -> StreamingResponse:
+class Events(StreamingResponse):
+    """A stream that ends what it is made from, also when its client has left before it began."""
+
+    def __init__(self, lines: AsyncGenerator[str], chunks: Chunks[Any]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self._lines, self._chunks = lines, chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._lines.aclose()
+            await self._chunks.aclose()
+
+
+def events(chunks: Chunks[Any], *, done: bool = True) -> Events:
     """Chunks as server-sent events: dictionaries as data, texts as comments.
 
     An error after the first event is the last event, in the form of an error's body.
@@ -72,7 +101,7 @@ def events(chunks: AsyncGenerator[Any], *, done: bool = True) -> StreamingRespon
 
     call = current()
 
-    async def lines() -> AsyncIterator[str]:
+    async def lines() -> AsyncGenerator[str]:
         async with contextlib.aclosing(_with_pings(chunks)) as pinged:
             try:
                 async for chunk in pinged:
@@ -84,8 +113,7 @@ def events(chunks: AsyncGenerator[Any], *, done: bool = True) -> StreamingRespon
                 if done:
                     yield "data: [DONE]\n\n"
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return Events(lines(), chunks)
 
 
 def _data(chunk: dict[str, Any]) -> str:
@@ -95,7 +123,7 @@ def _data(chunk: dict[str, Any]) -> str:
     return f"{event}data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
 
 
-async def _with_pings(chunks: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
+async def _with_pings(chunks: Chunks[Any]) -> AsyncGenerator[Any]:
     """The same chunks, with a comment where none came for a while."""
     coming: asyncio.Future[Any] | None = None
     stop = asyncio.ensure_future(current().stopping.wait())
@@ -118,18 +146,28 @@ async def _with_pings(chunks: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
         await chunks.aclose()
 
 
-async def first(chunks: AsyncGenerator[T]) -> AsyncGenerator[T]:
-    """A generator that has come to its first chunk: what fails before it is an ordinary error."""
+class Begun(Generic[T]):
+    """Chunks of which the first is there."""
+
+    def __init__(self, head: T, rest: Chunks[T]) -> None:
+        self._head, self._rest = [head], rest
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        return self._head.pop() if self._head else await anext(self._rest)
+
+    async def aclose(self) -> None:
+        """End them."""
+        await self._rest.aclose()
+
+
+async def first(chunks: Chunks[T]) -> Begun[T]:
+    """Chunks that have come to the first: what fails before it is an ordinary error."""
     try:
         head = await _unless(anext(chunks))
     except BaseException:
         await chunks.aclose()
         raise
-
-    async def rest() -> AsyncGenerator[T]:
-        async with contextlib.aclosing(chunks):
-            yield head
-            async for chunk in chunks:
-                yield chunk
-
-    return rest()
+    return Begun(head, chunks)

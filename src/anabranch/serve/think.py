@@ -143,6 +143,7 @@ class Thinking:
             nonlocal cached
             branch = self.served.lm.engine.open(tokens, seed=seed, run=run)
             cached = run.cost.cached
+            self._call.cached_tokens += cached
             return branch
 
         work = asyncio.ensure_future(
@@ -165,8 +166,7 @@ class Thinking:
 
     def note(self, event: str, **fields: object) -> None:
         """See `Log`."""
-        if self._call.trace is not None:
-            self._call.trace.note(event, **fields)
+        self._call.note(event, **fields)
         if event == "extend":
             self._grown.pop(str(fields["branch"]), None)
         self._events.put_nowait(("trace", {"event": event, **plain(fields)}))
@@ -217,12 +217,9 @@ class Thinking:
         usage = answer.usage + extra.usage
         completion = usage.sampled_tokens + usage.forced_tokens
         visible = len(self.served.lm.tokenizer.encode(self.content, start=False))
-        self.usage = usage_of(
-            usage.prompt_tokens,
-            completion,
-            cached=cached,
-            reasoning=max(0, completion - visible),
-        )
+        reasoning = max(0, completion - visible)
+        self._call.reasoning_tokens += reasoning
+        self.usage = usage_of(usage.prompt_tokens, completion, cached=cached, reasoning=reasoning)
         report = {
             "strategy": answer.strategy,
             "seed": answer.seed,

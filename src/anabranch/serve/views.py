@@ -15,6 +15,7 @@ from anabranch.program.registry import Entry
 from anabranch.reason.registry import strategies as all_strategies
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub, Served
+from anabranch.serve.wire import shape
 from anabranch.verify.registry import judges as all_judges
 
 routes = APIRouter()
@@ -53,13 +54,13 @@ async def part(name: str) -> FileResponse:
     return FileResponse(path, media_type=TYPES[path.suffix], headers=HEADERS)
 
 
-@routes.get("/v1/strategies")
+@routes.get("/v1/strategies", responses=shape("list", data="array"))
 async def strategies(request: Request) -> dict[str, Any]:
     """Every strategy that is allowed here: parameters with defaults and limits, cost, paper."""
     return await _described(request, all_strategies)
 
 
-@routes.get("/v1/judges")
+@routes.get("/v1/judges", responses=shape("list", data="array"))
 async def judges(request: Request) -> dict[str, Any]:
     """Every judge that strategies let thoughts be rated by, likewise."""
     return await _described(request, all_judges)
@@ -71,7 +72,9 @@ async def _described(request: Request, all_of: Callable[[], list[Entry]]) -> dic
     return {"object": "list", "data": [each.describe() for each in found if hub.allows(each)]}
 
 
-@routes.get("/v1/engine")
+@routes.get(
+    "/v1/engine", responses=shape(None, running="integer", waiting="integer", models="array")
+)
 async def engine(request: Request) -> dict[str, Any]:
     """What requests and engines are doing. Counts go up from the start: rates are differences."""
     hub: Hub = request.app.state.hub
@@ -95,5 +98,7 @@ def _figures(served: Served) -> dict[str, Any]:
         "cached_tokens": tree.held,
         "pages": len(pool),
         "used_pages": len(pool) - pool.free,
+        "held_pages": tree.held_pages(),
+        "branches": sum(root.pins for root in tree.roots.values()),
         "operations": len(core.requests),
     }

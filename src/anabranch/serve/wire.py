@@ -111,6 +111,7 @@ class Sampled(Drawn):
     model: Name
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    include_stop_str_in_output: bool = False
     seed: Seed | None = None
     max_tokens: Tokens | None = None
     stream: bool | None = False
@@ -145,6 +146,30 @@ EFFORTS: dict[str, tuple[str, int] | None] = {
 """What `reasoning_effort` stands for: a strategy and the tokens that it may spend."""
 
 
+Shape = dict[int | str, dict[str, Any]]
+
+
+def shape(kind: str | None, /, **fields: str) -> Shape:
+    """What the OpenAPI document tells of a route's good response.
+
+    Args:
+        kind: its field `object`.
+        fields: others that it always has, with their types as JSON Schema names them, as
+            "string null".
+    """
+    known: dict[str, Any] = {name: {"type": told.split()} for name, told in fields.items()}
+    if kind is not None:
+        known["object"] = {"const": kind}
+    schema = {"type": "object", "properties": known, "required": list(known)}
+    return {200: {"content": {"application/json": {"schema": schema}}}}
+
+
+def or_stream(told: Shape) -> Shape:
+    """The same, where a stream of events may come instead."""
+    content = {**told[200]["content"], "text/event-stream": {"schema": {"type": "string"}}}
+    return {200: {"content": content}}
+
+
 def page(
     found: list[dict[str, Any]], limit: int, newest: bool, after: str | None
 ) -> dict[str, Any]:
@@ -164,3 +189,8 @@ def page(
         "last_id": shown[-1]["id"] if shown else None,
         "has_more": len(found) > limit,
     }
+
+
+PAGE = shape("list", data="array", first_id="string null", last_id="string null",
+             has_more="boolean")  # fmt: skip
+DELETED = shape(None, id="string", object="string", deleted="boolean")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -98,11 +99,18 @@ async def rate(judge: Judge, problem: Problem, thoughts: Sequence[Thought]) -> l
     places = [(judge.name, thought.branch.mark) for thought in thoughts]
     new = {p: t for p, t in zip(places, thoughts, strict=True) if p not in run.ratings}
     if new:
-        for (place, thought), rating in zip(
-            new.items(), await ask(judge, problem, list(new.values())), strict=True
-        ):
+        began = time.monotonic()
+        ratings = await ask(judge, problem, list(new.values()))
+        seconds = time.monotonic() - began
+        for (place, thought), rating in zip(new.items(), ratings, strict=True):
             run.ratings[place] = rating
-            run.note("rate", branch=thought.branch.id, judge=judge.name, rating=rating)
+            run.note(
+                "rate",
+                branch=thought.branch.id,
+                judge=judge.name,
+                rating=rating,
+                seconds=seconds,
+            )
     return [run.ratings[place] for place in places]
 
 

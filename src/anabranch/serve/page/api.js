@@ -4,6 +4,12 @@ import { byId } from "./dom.js";
 
 const KEY = "anabranch.key";
 
+let key = null; // kept until the tab is closed, where the browser allows that
+let declined = false; // the key was asked for and not given: that is not repeated unasked
+try {
+  key = sessionStorage.getItem(KEY);
+} catch { /* storage is off */ }
+
 /** A refusal by the server, or none at all; its message is for people. */
 export class Fault extends Error {}
 
@@ -45,7 +51,7 @@ export async function* chat(body, signal) {
 
 async function answered(path, options) {
   const headers = { "Content-Type": "application/json" };
-  const key = sessionStorage.getItem(KEY);
+  const used = key;
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
   try {
@@ -56,7 +62,7 @@ async function answered(path, options) {
   }
   if (response.ok) return response;
   if (response.status === 401) {
-    if (key === sessionStorage.getItem(KEY)) await askForKey(); // else it was given meanwhile
+    if (used === key) await askForKey(used !== null); // else it was given meanwhile
     return answered(path, options);
   }
   let told;
@@ -70,22 +76,35 @@ async function answered(path, options) {
 
 let asking = null;
 
+byId("unlock").addEventListener("click", () => {
+  declined = false;
+  askForKey(false).catch(() => {}); // who waits for it asks again
+});
+
 /** One dialog, however many requests wait for a key. */
-function askForKey() {
+function askForKey(refused) {
+  if (declined) throw new Fault("a key is needed");
   asking ??= new Promise((resolve, reject) => {
     const dialog = byId("locked");
     const input = byId("key");
     input.value = "";
+    byId("refused").hidden = !refused;
     dialog.returnValue = "";
     dialog.addEventListener(
       "close",
       () => {
         asking = null;
-        if (dialog.returnValue !== "use") reject(new Fault("a key is needed"));
-        else {
-          sessionStorage.setItem(KEY, input.value);
-          resolve();
+        declined = dialog.returnValue !== "use";
+        byId("unlock").hidden = !declined;
+        if (declined) {
+          reject(new Fault("a key is needed"));
+          return;
         }
+        key = input.value;
+        try {
+          sessionStorage.setItem(KEY, key);
+        } catch { /* it is known until the page is left */ }
+        resolve();
       },
       { once: true },
     );

@@ -113,15 +113,21 @@ function select(panel, branch) {
     return; // the other one was left for this one
   }
   chosen = branch ? panel : null;
+  const inspector = byId("inspector");
   const state = branch ? JSON.stringify([panels.indexOf(panel), branch.state]) : "none";
   if (state === inspected) return; // so that what is focused or marked in it stays so
+  const name = branch ? `${panels.indexOf(panel)} ${branch.id}` : "";
+  const same = branch !== null && inspector.dataset.branch === name;
   inspected = state;
-  const inspector = byId("inspector");
-  const [text, top] = [inspector.querySelector(".text"), inspector.scrollTop];
-  const inside = text?.scrollTop ?? 0;
+  const [before, top] = [inspector.querySelector(".text"), inspector.scrollTop];
+  const inside = before?.scrollTop ?? 0;
   inspector.replaceChildren(...inspect(branch, (other) => panel.view.select(other.id)));
-  inspector.scrollTop = top;
-  if (text) inspector.querySelector(".text")?.scrollTo(0, inside);
+  inspector.dataset.branch = name;
+  inspector.scrollTop = same ? top : 0;
+  const text = inspector.querySelector(".text");
+  const own = text?.querySelector(".own");
+  if (same) text?.scrollTo(0, inside);
+  else if (own) text.scrollTo(0, own.offsetTop - text.clientHeight / 3);
 }
 
 byId("ask").addEventListener("submit", (event) => {

@@ -51,6 +51,9 @@ export const count = (value) => (Number.isFinite(value) ? GROUPED.format(value) 
 export const fixed = (value, decimals = 2) =>
   Number.isFinite(value) ? value.toFixed(decimals).replace("-", "−") : "–";
 
+/** A branch's name, its middle left out where it is long. */
+export const shortId = (id) => (id.length > 14 ? `${id.slice(0, 5)}…${id.slice(-7)}` : id);
+
 /** The first line of a text, cut to a length. */
 export function brief(text, length) {
   const line = clean(text).replace(/\s+/g, " ").trim();

@@ -1,7 +1,7 @@
 // One run: its request, its tree while it grows, and what came of it.
 
 import { chat } from "./api.js";
-import { brief, count, el, fixed } from "./dom.js";
+import { brief, count, el, fixed, shortId } from "./dom.js";
 import { Tree } from "./tree.js";
 import { TreeView } from "./view.js";
 
@@ -127,8 +127,8 @@ export class Run {
           el("meter", { min: 0, max: 1, value: candidates[0].weight, "aria-hidden": "true" }),
           el("span", { text: fixed(candidates[0].weight) })),
         el("td", {}, ...candidates.map((candidate) =>
-          el("button", { type: "button", class: "link", text: candidate.branch,
-            title: `${candidate.tokens} tokens, ${fixed(candidate.logp / candidate.tokens)} nats each` +
+          el("button", { type: "button", class: "link", text: shortId(candidate.branch),
+            title: `${candidate.branch}: ${candidate.tokens} tokens, ${fixed(candidate.logp / candidate.tokens)} nats each` +
               (candidate.done ? "" : ", unfinished"),
             on: { click: () => this.view.select(candidate.branch) } })))));
     return el("div", { class: "candidates" },

@@ -1,7 +1,7 @@
 // The tree that a run's events describe. The fields of events: anabranch/program/trace.py; `grow`:
 // anabranch/serve/think.py. Nothing here touches the document.
 
-const OWN = new Set(["event", "branch"]);
+const OWN = new Set(["event", "branch", "seconds"]);
 
 /** A branch: what it wrote itself, step by step, and what was said of it. */
 class Branch {

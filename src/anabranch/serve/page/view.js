@@ -1,13 +1,14 @@
 // The token tree as SVG: tokens from left to right, a lane for each branch.
 
-import { brief, clean, count, el, fixed, set, svg } from "./dom.js";
+import { brief, clean, count, el, fixed, set, shortId, svg } from "./dom.js";
 import { layOut, scoreOf } from "./tree.js";
 
 const REDRAW_MS = 90;
 const PAD = { left: 26, right: 14, top: 14, bottom: 14 };
-const LANE = { least: 7, most: 34 };
+const LANE = { least: 2.2, most: 46 };
 const LABELLED = 9; // lanes narrower than this have labels only where it matters
 const WIDEST = 15;
+const LETTER = { width: 7, height: 12 }; // of labels, about
 const ZOOM = { least: 1, most: 12, step: 1.5 };
 
 let views = 0;
@@ -125,10 +126,12 @@ export class TreeView {
       .filter((branch) => branch.shown)
       .sort((a, b) => a.lane - b.lane || a.forks - b.forks);
     const shown = new Set();
+    const [said, tips] = [[], []];
     for (const branch of this.order) {
       shown.add(branch.id);
-      this.#drawBranch(branch, scale);
+      this.#drawBranch(branch, scale, said, tips);
     }
+    this.#placeLabels(said, tips);
     for (const [id, parts] of this.drawn) {
       if (!shown.has(id)) {
         parts.group.remove();
@@ -158,7 +161,7 @@ export class TreeView {
     return parts;
   }
 
-  #drawBranch(branch, scale) {
+  #drawBranch(branch, scale, labels, tips) {
     const parts = this.#parts(branch);
     const y = scale.y(branch);
     const state = [
@@ -207,15 +210,37 @@ export class TreeView {
 
     const leaf = !branch.children.some((child) => child.shown);
     const marked = this.tree.outcome?.kept.includes(branch.id) ?? false;
-    const tip = leaf || marked || branch.growing ? (marked ? 5 : Math.min(3, scale.lane / 3)) : 0;
+    const large = Math.min(5, Math.max(3.5, scale.lane * 0.6));
+    const tip = leaf || marked || branch.growing ? (marked ? large : Math.min(3, scale.lane / 3)) : 0;
+    if (marked) tips.push({ x: Math.max(begin, end), y, room: large + 2 });
     set(parts.tip, "cx", r(Math.max(begin, end)));
     set(parts.tip, "cy", r(y));
     set(parts.tip, "r", r(tip));
     const said = (leaf || marked) && branch.answer !== null ? brief(branch.answer, 14) : "";
     const room = marked || scale.lane >= LABELLED || branch === this.selected;
-    parts.label.textContent = room ? said : "";
-    set(parts.label, "x", r(end + 10));
-    set(parts.label, "y", r(y));
+    const rank = branch === this.selected ? 0 : marked ? 1 : 2;
+    labels.push({ label: parts.label, said: room ? said : "", x: end + 10, y, rank });
+  }
+
+  /** Beside their tips, or a little to the right; where there is no room, without a label. */
+  #placeLabels(labels, tips) {
+    const placed = [];
+    for (const one of labels.sort((a, b) => a.rank - b.rank)) {
+      const wide = one.said.length * LETTER.width;
+      const near = (y, room) => Math.abs(y - one.y) < room;
+      let x = one.x;
+      for (const tip of tips.filter((other) => near(other.y, other.room + LETTER.height / 2))
+        .sort((a, b) => a.x - b.x)) {
+        if (tip.x + tip.room > x && tip.x - tip.room < x + wide) x = tip.x + tip.room + 4;
+      }
+      const free = x < one.x + 30 && placed.every((other) => !near(other.y, LETTER.height)
+        || other.x > x + wide || other.x + other.wide < x);
+      one.label.textContent = free ? one.said : "";
+      if (!free || !one.said) continue;
+      placed.push({ x, y: one.y, wide });
+      set(one.label, "x", r(x));
+      set(one.label, "y", r(one.y));
+    }
   }
 
   #spoken(branch) {
@@ -329,9 +354,9 @@ export function inspect(branch, onSelect) {
   const list = (title, items) =>
     items.length ? el("section", {}, el("h3", { text: title }), el("ul", {}, ...items)) : null;
   return [
-    el("h2", {}, el("span", { text: "Branch " }), el("code", { text: branch.id })),
+    el("h2", {}, el("span", { text: "Branch " }), el("code", { text: shortId(branch.id), title: branch.id })),
     el("p", { class: "fate" }, el("span", { class: branch.kept ? "won" : "", text: fate }),
-      branch.parent ? link(branch.parent, `from ${branch.parent.id}`) : null),
+      branch.parent ? link(branch.parent, `from ${shortId(branch.parent.id)}`) : null),
     el("dl", {}, ...facts.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })])),
     list("Judges", branch.ratings.map(({ judge, rating }) =>
       el("li", {}, el("meter", { min: 0, max: 1, value: rating, "aria-label": `rated ${fixed(rating)}` }),
