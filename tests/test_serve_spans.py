@@ -159,7 +159,8 @@ def test_children_are_bounded(
 
 
 def test_a_solvers_time_is_told(finished: Callable[[], list[Any]]) -> None:
-    with serving({"```python\nprint(2 + 2)\n```": 1.0}, otlp_endpoint=ENDPOINT) as server:
+    program = "```python\nprint(2 + 2)\n```"
+    with serving({program: 1.0}, otlp_endpoint=ENDPOINT, code_tools=True) as server:
         ask(server, model="scripted:pal-1")
     solvers = [span for span in finished() if span.name == "solver"]
     assert solvers

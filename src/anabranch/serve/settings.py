@@ -48,13 +48,13 @@ class Settings(BaseModel):
         grace: seconds that requests under way have to end when the server is stopped.
         tls_cert, tls_key: PEM files, for HTTPS.
         log_level: least important that is logged.
-        responses, responses_bytes: responses that are kept in memory, to be asked for again. This
-            and what follows down to `branches` is for each key, except `batch_lines`.
+        responses, responses_bytes: responses of each key that are kept in memory, to be asked for
+            again.
         folder: where `/v1/files` and `/v1/batches` keep what they have; without one there are none.
-        files, files_bytes: files, and batches, that are kept there; bytes of all files.
+        files, files_bytes: files, and batches, of each key that are kept there; bytes of its files.
         file_bytes: largest file that is taken in.
         batch_lines: lines of batches that run at the same time.
-        sessions: sessions of branches that are open at the same time.
+        sessions: sessions of branches of each key that are open at the same time.
         session_branches, branches: live branches of one session, and of all of a key.
         session_tokens: most tokens that a session may spend.
     """
