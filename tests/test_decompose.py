@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from anabranch.program.budget import Budget
 from anabranch.program.run import Run
 from anabranch.program.types import Answer, Problem
-from anabranch.reason.registry import parse
+from anabranch.reason.folds import majority, weighted
+from anabranch.reason.registry import fold_of, parse
 from anabranch.reason.rule_cascade import FILTERS
 from anabranch.reason.solve import think
 from anabranch.reason.statements import read_statement, relevant, split_question
@@ -98,6 +99,22 @@ def test_organize_drops_what_does_not_lead_to_the_question() -> None:
     assert "Tom is a cat.\nEvery cat is a pet.\nIs Tom a pet?\n" in seen[-1]
     assert "Rex" not in seen[-1].partition("Is Tom")[0][-60:]
     assert len(seen[-1]) < len(problem) + 200
+
+
+@pytest.mark.parametrize(("then", "fold"), [("vote(n=8)", majority), ("weighted(n=8)", weighted)])
+def test_the_problem_is_handed_on_as_it_was_organized(then: str, fold: object) -> None:
+    seen: list[str] = []
+
+    def rule(prompt: str, reply: str) -> Mapping[str, float]:
+        seen.append(prompt)
+        return replies({"The answer is yes.": 0.7, "Answer: no": 0.3})(prompt, reply)
+
+    problem = "Every cat is a pet. Every dog is a wolf. Tom is a cat. Rex is a dog. Is Tom a pet?"
+    named = parse(f"organize(then={then})")
+    assert getattr(fold_of(named), "func", None) is fold
+    answer = solve(rule, str(named), problem=problem)
+    assert (answer.answer, len(answer.candidates)) == ("yes", 8)
+    assert "Rex" not in seen[-1]
 
 
 def test_the_model_is_asked_about_sentences_that_are_no_statements() -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from anabranch.engine.grammar import substring
 from anabranch.program.branch import Branch
 from anabranch.program.budget import Budget
 from anabranch.program.types import Problem, Strategy, Thought
 from anabranch.reason.folds import majority
-from anabranch.reason.kernels import sample
-from anabranch.reason.prompts import STEPS, ending, listed
-from anabranch.reason.registry import MaxTokens, Samples, Temperature, strategy
+from anabranch.reason.registry import MaxTokens, Samples, Temperature, Then, strategy
 from anabranch.reason.statements import split_problem
-from anabranch.reason.turns import begin, replies
+from anabranch.reason.turns import begin, put_anew
 
 _QUOTE_END = re.compile(r"[.!?]\s|\n")
 
@@ -23,22 +20,25 @@ _QUOTE_END = re.compile(r"[.!?]\s|\n")
     "evidence",
     paper="Parvez 2024, Evidence to generate (E2G): a single-agent two-step prompting, section 2",
     summary="The problem is quoted, to the letter; the answer comes from the quotes alone.",
-    cost="1 quotation and 1 short solution",
+    cost="1 quotation, and what `then` costs",
     use="Long texts of which little matters.",
     fold=majority,
 )
 def evidence(
     *,
     quotes: Samples = 3,
-    n: Samples = 1,
     temperature: Temperature = 0.0,
     quote_tokens: MaxTokens = 64,
-    max_tokens: MaxTokens = 512,
+    then: Then = "single",
 ) -> Strategy:
     """Call one quotes up to `quotes` stretches of the text; nothing else can be written there.
     Call two sees them and the question. A text that is only a question is answered as it is.
 
     Departures: call one gives no answer and no justification of its own.
+
+    Args:
+        temperature: of the quotes.
+        then: what answers from them.
     """
 
     async def run(problem: Problem, root: Branch, budget: Budget) -> list[Thought]:
@@ -47,11 +47,9 @@ def evidence(
             found = await _quote("\n".join(parts), question, problem, root)
             root.run.note("evidence", quotes=found)
             if found:
-                text = "\n".join([*found, *listed(replace(problem, context=""), question)])
-                branch = begin(root, problem, f"{text}\n\n{STEPS} {ending(problem)}")
-                if branch is not None:
-                    return await replies(problem, branch, n, max_tokens, temperature=temperature)
-        return await sample(problem, root, n, max_tokens, temperature=temperature)
+                problem, root = put_anew(problem, root, [*found, question])
+        thoughts: list[Thought] = await then(problem, root, budget)
+        return thoughts
 
     async def _quote(text: str, question: str, problem: Problem, root: Branch) -> list[str]:
         """Distinct quotes, in the order of the text."""

@@ -25,7 +25,7 @@ Retries = Annotated[int, Range(0, 16)]
 Share = Annotated[float, Range(0, 1)]
 Aggregated = Annotated[str, OneOf(AGGREGATES)]
 # A default is the text of one: what a factory gets is always made.
-Base = Annotated[Any, Part("strategy")]
+Then = Annotated[Any, Part("strategy")]
 
 
 def needs_partial(name: str, judge: Judge) -> None:
@@ -75,7 +75,9 @@ def parse(text: str) -> Named:
 
 
 def fold_of(named: Named) -> Fold:
-    """How a strategy's candidates become one answer."""
+    """How a strategy's candidates become one answer: as in the one it hands the problem on to."""
+    if isinstance(then := named.values.get("then"), Named):
+        return fold_of(then)
     fold: Any = named.entry.extra["fold"]
     shared = inspect.signature(fold).parameters.keys() & named.values.keys()
     return functools.partial(fold, **{name: named.values[name] for name in shared})

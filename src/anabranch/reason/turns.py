@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -11,7 +12,7 @@ from anabranch.program.branch import Branch
 from anabranch.program.derived import choose, forks, turn
 from anabranch.program.types import Problem, Thought
 from anabranch.reason.kernels import population, sample, sampler
-from anabranch.reason.prompts import conversation
+from anabranch.reason.prompts import conversation, instruction
 
 YES, NO = "Yes", "No"
 
@@ -40,6 +41,16 @@ def begin(
     except ContextError:
         run.remark("a question of the method did not fit into the context")
         return None
+
+
+def put_anew(problem: Problem, root: Branch, lines: Sequence[str]) -> tuple[Problem, Branch]:
+    """A problem in other words, its context among them, and the branch that waits for its solution.
+
+    As they were, with a remark, when budget or context do not cover it.
+    """
+    other = replace(problem, text="\n".join(lines), context="")
+    branch = begin(root, other, instruction(other))
+    return (problem, root) if branch is None else (other, branch)
 
 
 async def ask(branch: Branch, text: str) -> bool:
