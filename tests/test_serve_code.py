@@ -11,9 +11,8 @@ import openai
 import pytest
 
 import anabranch
-from anabranch.program.types import Problem, Strategy
-from anabranch.reason.folds import majority
-from anabranch.reason.registry import Base, strategies, strategy
+from anabranch.program.types import Problem
+from anabranch.reason.registry import strategies
 from anabranch.verify.registry import Judge, judge, judges
 from tests.serving import Running, serving
 from tests.test_serve_own import ASKED, CHAT, TWO, User, asking
@@ -66,19 +65,14 @@ def test_what_can_reach_the_interpreter_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", RUNNERS)
-def test_they_are_refused_alone_and_inside_others(
-    server: Running, own_methods: None, name: str
-) -> None:
-    @strategy("outer", paper="none", summary="as its base", cost="1", use="never", fold=majority)
-    def outer(*, base: Base = "single") -> Strategy:
-        return base  # type: ignore[no-any-return]
-
-    assert ask(server, "outer(base=outer)").choices[0].message.content
-    for strategy_ in (name, f"{name}()", f"outer(base={name})", f"outer(base=outer(base={name}))"):
-        message = refused(server, strategy_)
+def test_they_are_refused_alone_and_inside_others(server: Running, name: str) -> None:
+    inside = (f"organize(then={name})", f"organize(then=evidence(then={name}))")
+    for strategy in (name, f"{name}()", *inside):
+        message = refused(server, strategy)
         assert name in message
         assert "code_tools = true" in message
     assert name in refused(server, model=f"scripted:{name}")
+    assert ask(server, "organize(then=evidence(then=vote))").choices[0].message.content
 
 
 def test_no_route_lets_them_in(server: Running) -> None:
