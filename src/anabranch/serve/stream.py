@@ -21,6 +21,9 @@ T_co = TypeVar("T_co", covariant=True)
 PING_SECONDS = 10.0
 """A comment is sent after so long a silence, so that nobody on the way takes it for the end."""
 
+AHEAD = 64
+"""Chunks that are made before those ahead of them are sent."""
+
 
 class Chunks(Protocol[T_co]):
     """What comes one after the other, and can be ended before."""
@@ -38,7 +41,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     Raises:
         Refusal: so it is. Nobody reads it who has left.
     """
-    gone = asyncio.ensure_future(_left(request))
+    gone = asyncio.ensure_future(_left(request.receive))
     try:
         return await _unless(work, gone)
     finally:
@@ -68,8 +71,8 @@ def _stopped() -> Refusal:
     return Refusal(503, "the server is being stopped", code="stopping", retry_after=5)
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 
@@ -82,10 +85,15 @@ class Events(StreamingResponse):
         self._lines, self._chunks = lines, chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """See ASGI. Starlette's would go on while chunks come with every turn of the loop."""
+        sent = asyncio.ensure_future(self.stream_response(send))
+        gone = asyncio.ensure_future(_left(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait((sent, gone), return_when=asyncio.FIRST_COMPLETED)
+            if sent.done():
+                sent.result()
         finally:
+            await _end(sent, gone)
             await self._lines.aclose()
             await self._chunks.aclose()
 
@@ -102,13 +110,13 @@ def events(chunks: Chunks[Any], *, done: bool = True) -> Events:
     call = current()
 
     async def lines() -> AsyncGenerator[str]:
-        async with contextlib.aclosing(_with_pings(chunks)) as pinged:
+        async with contextlib.aclosing(_as_they_come(chunks)) as coming:
             try:
-                async for chunk in pinged:
-                    yield f": {chunk}\n\n" if isinstance(chunk, str) else _data(chunk)
+                async for ready in coming:
+                    yield "".join(map(_event, ready))
             except Exception as error:
                 call.finishes["error"] += 1
-                yield _data(refusal_of(error).body)
+                yield _event(refusal_of(error).body)
             else:
                 if done:
                     yield "data: [DONE]\n\n"
@@ -116,33 +124,57 @@ def events(chunks: Chunks[Any], *, done: bool = True) -> Events:
     return Events(lines(), chunks)
 
 
-def _data(chunk: dict[str, Any]) -> str:
+def _event(chunk: dict[str, Any] | str) -> str:
+    if isinstance(chunk, str):
+        return f": {chunk}\n\n"
     event = (
         f"event: {chunk['type']}\n" if str(chunk.get("type", "")).startswith("response.") else ""
     )
     return f"{event}data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
 
 
-async def _with_pings(chunks: Chunks[Any]) -> AsyncGenerator[Any]:
-    """The same chunks, with a comment where none came for a while."""
-    coming: asyncio.Future[Any] | None = None
-    stop = asyncio.ensure_future(current().stopping.wait())
+async def _as_they_come(chunks: Chunks[Any]) -> AsyncGenerator[list[Any]]:
+    """Chunks, those together that are there; a comment where none came for a while."""
+    coming: asyncio.Queue[Any] = asyncio.Queue()
+    room = asyncio.Semaphore(AHEAD)
+    told = 0
+
+    async def read() -> None:
+        nonlocal told
+        async for chunk in chunks:
+            told += 1
+            coming.put_nowait(chunk)
+            await room.acquire()
+
+    async def ping() -> None:
+        while True:
+            before = told
+            await asyncio.sleep(PING_SECONDS)
+            if told == before:
+                coming.put_nowait("still at it")
+
+    reader, stop, pinger = map(
+        asyncio.ensure_future, (read(), current().stopping.wait(), ping())
+    )  # one task for each, not one for each chunk
+    for task in (reader, stop):
+        task.add_done_callback(lambda _: coming.put_nowait(None))
     try:
         while True:
-            coming = coming or asyncio.ensure_future(anext(chunks))
-            await asyncio.wait((coming, stop), timeout=PING_SECONDS, return_when="FIRST_COMPLETED")
-            if stop.done():
-                raise _stopped()
-            if not coming.done():
-                yield "still at it"
-                continue
-            finished, coming = coming, None
-            try:
-                yield finished.result()
-            except StopAsyncIteration:
+            ready = [await coming.get()]
+            while not coming.empty():
+                ready.append(coming.get_nowait())
+            if None in ready:
+                if ready := ready[: ready.index(None)]:
+                    yield ready
+                if not reader.done():
+                    raise _stopped()
+                reader.result()
                 return
+            yield ready
+            for _ in ready:
+                room.release()
     finally:
-        await _end(stop, *([coming] if coming else []))
+        await _end(reader, stop, pinger)
         await chunks.aclose()
 
 
