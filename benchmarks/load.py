@@ -349,10 +349,15 @@ async def load(clients: list[Client], seconds: float) -> Outcomes:
 
 
 def shares(records: Mapping[str, list[Body]]) -> dict[str, float]:
-    """Of the tokens that were written, each key's part."""
-    tokens = {key: sum(record["tokens"] for record in told) for key, told in records.items()}
-    whole = max(1, sum(tokens.values()))
-    return {key: count / whole for key, count in tokens.items()}
+    """Of the tokens that were computed, each key's part."""
+    computed = {key: sum(map(rows, told)) for key, told in records.items()}
+    whole = max(1, sum(computed.values()))
+    return {key: count / whole for key, count in computed.items()}
+
+
+def rows(record: Body) -> int:
+    """Tokens of a prompt that no tree held, and of replies."""
+    return int(record["prompt_tokens"] - record["cached_tokens"] + record["tokens"])
 
 
 async def records(client: Client, since: float) -> list[Body]:
