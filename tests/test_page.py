@@ -183,7 +183,7 @@ def traced(server: Running, strategy: str, **more: object) -> tuple[list[Any], A
 FIELDS = {
     "open": {"branch", "position", "text"},
     "fork": {"branch", "parent", "position"},
-    "extend": {"branch", "start", "end", "text", "logp", "entropy", "stop"},
+    "extend": {"branch", "start", "end", "text", "logp", "entropy", "stop", "logps", "borders"},
     "grow": {"steps"},
     "rate": {"branch", "judge", "rating"},
     "thought": {"branch", "answer", "done"},
@@ -205,6 +205,10 @@ def test_events_have_the_fields_that_the_page_reads(monkeypatch: pytest.MonkeyPa
     assert {event["event"] for event in events} >= FIELDS.keys()
     for event in events:
         assert event.keys() >= FIELDS.get(event["event"], set())
+        if event["event"] == "extend" and event["text"]:
+            assert len(event["logps"]) == len(event["borders"]) == event["end"] - event["start"]
+            assert event["borders"] == sorted(event["borders"])
+            assert event["borders"][-1] == len(event["text"])
     text = (PAGE / "tree.js").read_text("utf-8")
     for field in set().union(*FIELDS.values()):
         assert re.search(rf"\b{field}\b", text), f"the page reads no {field}"

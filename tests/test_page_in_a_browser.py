@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -180,9 +181,13 @@ def test_a_chosen_branch_shows_its_own_text_first(page: Any) -> None:
         const [own, all] = [box.querySelector(".own"), box.getBoundingClientRect()];
         const place = own.getBoundingClientRect();
         const seen = place.top >= all.top && place.bottom <= all.bottom;
-        return [own.textContent, box.scrollTop > 0, seen];
+        const tokens = [...own.querySelectorAll(".token")];
+        const whole = tokens.map((token) => token.textContent).join("") === own.textContent;
+        const told = tokens.every((token) => /^[\\d.]+ %, −?[\\d.]+ nats$/.test(token.title));
+        return [own.textContent, box.scrollTop > 0, seen, tokens.length > 3, whole, told];
     }""")
-    assert told == ["The answer is 4.", True, True]
+    assert told == ["The answer is 4.", True, True, True, True, True]
+    assert re.search(r"Least likely\s+\".+ %", page.locator("#inspector dl").inner_text())
     name = page.locator("#inspector h2 code")
     assert "…" in name.inner_text()
     selected = page.locator(".branch.selected")

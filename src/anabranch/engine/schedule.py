@@ -50,11 +50,11 @@ class Item:
         return self.end - self.begin
 
 
-def snapshot(request: Request, served: float = 0.0) -> Waiting:
+def snapshot(request: Request, served: tuple[int, ...] = (0,)) -> Waiting:
     """What the policy sees of a request: the rows to compute and to look at again.
 
     Args:
-        served: rows that the request's group has had.
+        served: rows that each of the request's groups has had.
     """
     end = request.todo[-1] + 1
     frontier, started = end, False
@@ -71,7 +71,7 @@ def snapshot(request: Request, served: float = 0.0) -> Waiting:
         started,
         request.priority,
         request.deadline,
-        request.group,
+        request.groups,
         served,
     )
 

@@ -17,9 +17,9 @@ class Waiting:
         started: it has rows in the tree that would be lost if it were not continued.
         priority: higher first.
         deadline: seconds on the engine's clock, `inf` for none.
-        group: whose it is: those who share the engine fairly.
-        served: rows that the group has had, since it last had nothing to do counted from the least
-            of those that had.
+        groups: whose it is: those who share the engine fairly, from the widest group to its own.
+        served: rows that each of these has had, since it last had nothing to do counted from the
+            least of those beside it that had.
     """
 
     ticket: int
@@ -27,8 +27,8 @@ class Waiting:
     started: bool
     priority: float
     deadline: float
-    group: str = ""
-    served: float = 0.0
+    groups: tuple[str, ...] = ("",)
+    served: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,10 @@ class FairShare:
 
     Rows of a pass are shared out max-min (Bertsekas and Gallager 1992, Data networks, section
     6.5.2): nobody gets more than it can use, and what that leaves is shared again. Where rows do
-    not divide, the group that has had the least comes first. Inside a group the order is that of
-    the policy underneath. A higher priority comes before all groups.
+    not divide, the group that has had the least comes first. What a group gets is shared out
+    likewise between the groups in it (hierarchical fair queueing, Bennett and Zhang 1996). Inside
+    the smallest the order is that of the policy underneath. A higher priority comes before all
+    groups.
 
     Args:
         crowded: rows of a pass while more than one group waits. More rows make a pass longer, for
@@ -95,23 +97,43 @@ class FairShare:
 
     def plan(self, waiting: Sequence[Waiting], rows: int) -> list[Grant]:
         """See `Policy.plan`."""
-        groups: dict[str, list[Waiting]] = {}
-        for item in waiting:
-            groups.setdefault(item.group, []).append(item)
-        if len(groups) == 1:
+        if len({item.groups for item in waiting}) == 1:
             return self.inside.plan(waiting, rows)
+        rows = min(rows, self.crowded)
         grants: list[Grant] = []
-        left = min(rows, self.crowded)
         for priority in sorted({item.priority for item in waiting}, reverse=True):
-            level = [[i for i in items if i.priority == priority] for items in groups.values()]
-            level = sorted(
-                filter(None, level), key=lambda items: (items[0].served, items[0].ticket)
-            )
-            shares = share_out([sum(max(1, i.rows) for i in items) for items in level], left)
-            for items, share in zip(level, shares, strict=True):
-                grants += self.inside.plan(items, share) if share else []
-            left -= sum(shares)
+            level = [item for item in waiting if item.priority == priority]
+            granted = self._share(level, rows, 0)
+            rows -= sum(grant.rows for grant in granted)
+            grants += granted
         return grants
+
+    def _share(self, items: Sequence[Waiting], rows: int, depth: int) -> list[Grant]:
+        """Share rows out between the groups at a depth, and on inside each."""
+        if rows == 0:
+            return []
+        groups: dict[tuple[str, ...], list[Waiting]] = {}
+        for item in items:
+            groups.setdefault(item.groups[: depth + 1], []).append(item)
+        if len(groups) == 1:
+            deeper = any(len(item.groups) > depth + 1 for item in items)
+            return self._share(items, rows, depth + 1) if deeper else self.inside.plan(items, rows)
+        order = sorted(
+            groups.values(),
+            key=lambda each: (each[0].served[depth : depth + 1], each[0].ticket),
+        )
+        shares = share_out([sum(max(1, item.rows) for item in each) for each in order], rows)
+        return [
+            grant
+            for each, share in zip(order, shares, strict=True)
+            for grant in self._share(each, share, depth + 1)
+        ]
+
+
+def lineage(group: str) -> tuple[str, ...]:
+    """The groups that a group is in, from the widest to itself: slashes part them."""
+    parts = group.split("/")
+    return tuple("/".join(parts[: i + 1]) for i in range(len(parts)))
 
 
 def share_out(wanted: Sequence[int], rows: int) -> list[int]:

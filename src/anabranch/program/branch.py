@@ -505,11 +505,15 @@ class Branch:
             stop=stop,
             proper=proper,
             usage=usage,
+            borders=tuple(writer.borders[1 : len(results) + 1]),
             tops=tuple(r.top for r in results) if any(r.top for r in results) else (),
         )
 
     def _note_step(self, event: str, step: Step, said: str | None = None) -> Step:
         self.last = step
+        tokens = {}
+        if event == "extend":
+            tokens = {"logps": [round(logp, 4) for logp in step.logps], "borders": step.borders}
         self.run.note(
             event,
             branch=self.id,
@@ -521,6 +525,7 @@ class Branch:
             entropy=float(np.mean(step.entropies)) if step.entropies else 0.0,
             stop=step.stop,
             seconds=step.usage.seconds,
+            **tokens,
         )
         return step
 
@@ -590,7 +595,7 @@ class _Writer:
         self.stop: Stop | None = None
         self.drawn = self.limit = 0
         self.began = time.monotonic()
-        self._borders = [0]
+        self.borders = [0]
         self._cut: int | None = None
         self._told = self._told_tokens = 0
         self._tokenizer = branch.engine.tokenizer
@@ -603,7 +608,7 @@ class _Writer:
         """Append one token and the characters it completes."""
         self.results.append(result)
         self.text += self._utf8.decode(self._tokenizer.token_bytes(result.token))
-        self._borders.append(len(self.text))
+        self.borders.append(len(self.text))
 
     def draw(self, result: Result) -> bool:
         """Take a sampled token; returns whether to stop."""
@@ -625,9 +630,9 @@ class _Writer:
     def close(self, keep: bool) -> None:
         """End the step: cut it back if asked to, and tell the rest of the text."""
         if self._cut is not None and not keep:
-            kept = max(i for i, border in enumerate(self._borders) if border <= self._cut)
+            kept = max(i for i, border in enumerate(self.borders) if border <= self._cut)
             self.results = self.results[:kept]
-            self.text = self.text[: self._borders[kept]]
+            self.text = self.text[: self.borders[kept]]
             branch = self.branch
             branch.engine.core.tree.rewind(branch._cursor, self.start + kept)
         self._tell(len(self.text))
@@ -637,7 +642,7 @@ class _Writer:
         if self.on_piece is None:
             return
         told = self._told_tokens
-        count = bisect.bisect_right(self._borders, end) - 1
+        count = bisect.bisect_right(self.borders, end) - 1
         if end > self._told or count > told:
             text = self.text[self._told : max(end, self._told)]
             self.on_piece(Piece(text, tuple(self.results[told:count])))

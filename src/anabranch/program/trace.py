@@ -6,8 +6,9 @@ the web page, exporters) read this log and nothing else.
     event    fields besides `event` and `t` (seconds since the start)
     open     branch, position, text, seed, group
     fork     branch, parent, position
-    extend   branch, start, end, text, logp, logq, entropy, stop, seconds (it took)
-    force    likewise
+    extend   branch, start, end, text, logp, logq, entropy, stop, seconds (it took); per token,
+             logps (rounded) and borders (characters of the text with it)
+    force    likewise, but for the last two
     peek     branch, position
     drop     branch, reason
     score    branch, options, scores

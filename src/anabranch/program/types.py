@@ -91,6 +91,7 @@ class Step:
             top-k, min-p or temperature 0 cut something off).
         usage: what it cost.
         taken_back: log-probability of a token that `force` replaced along with what it appended.
+        borders: per token, how many characters of `text` there are with it.
         tops: per token, the likeliest tokens at its place and the model's log-probabilities of
             them, most likely first, if `top` asked for them.
     """
@@ -107,6 +108,7 @@ class Step:
     proper: bool = True
     usage: Usage = field(default_factory=Usage)
     taken_back: float = 0.0
+    borders: tuple[int, ...] = ()
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property

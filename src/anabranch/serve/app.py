@@ -31,7 +31,7 @@ from anabranch.serve.batch import Batches, Means
 from anabranch.serve.calls import Call
 from anabranch.serve.errors import FAILURES, Refusal, add_handlers
 from anabranch.serve.folder import Folders
-from anabranch.serve.gate import Gate
+from anabranch.serve.gate import Gate, tell_of_keys
 from anabranch.serve.hub import Hub
 from anabranch.serve.jobs import Jobs
 from anabranch.serve.keys import DAY, Account, Keyring, keyring
@@ -142,6 +142,8 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
         views,
     ):
         app.include_router(group.routes)
+    if keys.open is None:
+        tell_of_keys(app.openapi())  # made once, and kept
     # The last one is the outermost.
     app.add_middleware(Gate, keys=keys, call=new_call, nobody=nobody)
     return app

@@ -175,7 +175,7 @@ class Call:
         account = self.account
         run = Run(
             scope=account.scope,
-            group=account.group,
+            group=f"{account.name}/{self.id}",
             priority=self.priority,
             deadline=self.deadline,
             **options,

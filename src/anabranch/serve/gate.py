@@ -7,6 +7,7 @@ import binascii
 import re
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -93,6 +94,15 @@ class Gate:
         bearer = headers.get("authorization", "")[:7].lower() == "bearer "
         if not bearer and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise Refusal(403, "requests from other sites' pages need a bearer token")
+
+
+def tell_of_keys(document: dict[str, Any]) -> None:
+    """Add to an OpenAPI document which routes ask for a key, and how it may come."""
+    kinds = {kind: {"type": "http", "scheme": kind} for kind in ("bearer", "basic")}
+    document.setdefault("components", {})["securitySchemes"] = kinds
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            operation["security"] = [] if path in OPEN_ROUTES else [{kind: []} for kind in kinds]
 
 
 def _challenge(headers: Headers) -> str:

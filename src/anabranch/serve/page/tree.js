@@ -76,6 +76,14 @@ export function scoreOf(step) {
   return step.kind === "extend" && step.tokens ? Math.exp(step.logp / step.tokens) : null;
 }
 
+/** The tokens of a step and their log-probabilities, nats; none while it is under way. */
+export function tokensOf({ text, logps, borders }) {
+  const characters = [...text]; // borders count code points
+  return borders.map((border, i) => ({
+    text: characters.slice(borders[i - 1] ?? 0, border).join(""), logp: logps[i] ?? -Infinity,
+  }));
+}
+
 export class Tree {
   constructor() {
     this.branches = new Map();
@@ -121,7 +129,7 @@ export class Tree {
     if (!branch) return;
     const live = (branch.live ??= {
       kind: "extend", start: branch.end, text: "", tokens: 0, logp: 0, entropy: 0, stop: "",
-      rating: null,
+      rating: null, logps: [], borders: [],
     });
     const before = live.entropy * live.tokens;
     live.text += text;
@@ -132,7 +140,7 @@ export class Tree {
     this.sampled += tokens;
   }
 
-  #step(branch, { event, start, end, text, logp, entropy, stop }) {
+  #step(branch, { event, start, end, text, logp, entropy, stop, logps = [], borders = [] }) {
     const tokens = end - start;
     if (event === "extend") this.sampled += tokens - (branch.live?.tokens ?? 0);
     branch.live = null;
@@ -141,7 +149,7 @@ export class Tree {
     if (tokens > 0) {
       branch.steps.push({
         kind: event, start, end, text, tokens, logp: logp ?? -Infinity, entropy, stop,
-        rating: null,
+        rating: null, logps, borders,
       });
     }
   }

@@ -1,7 +1,7 @@
 // The token tree as SVG: tokens from left to right, a lane for each branch.
 
 import { brief, clean, count, el, fixed, set, shortId, svg } from "./dom.js";
-import { layOut, scoreOf } from "./tree.js";
+import { layOut, scoreOf, tokensOf } from "./tree.js";
 
 const REDRAW_MS = 90;
 const PAD = { left: 26, right: 14, top: 14, bottom: 14 };
@@ -312,11 +312,30 @@ export class TreeView {
   }
 }
 
+/** Probability from which a token is not marked. */
+const SURE = 0.9;
+
 const r = (number) => Math.round(number * 10) / 10;
 
 /** The class that colours a score. */
 export const shade = (score) =>
   score === null || !Number.isFinite(score) ? "none" : `s${Math.min(9, Math.floor(score * 10))}`;
+
+const percent = (logp) => `${fixed(100 * Math.exp(logp), logp < Math.log(.1) ? 1 : 0)} %`;
+
+/** A token in its place in a text, marked if it was in doubt. */
+const asToken = ({ text, logp }) => {
+  const probability = Math.exp(logp);
+  const doubtful = probability < SURE ? `token ${shade(probability)}` : "token";
+  return el("span", { class: doubtful, title: `${percent(logp)}, ${fixed(logp)} nats`, text });
+};
+
+/** The tokens of a branch that were least likely, in words. */
+function unlikely(branch) {
+  const tokens = branch.steps.filter((step) => step.kind === "extend").flatMap(tokensOf);
+  const least = tokens.sort((a, b) => a.logp - b.logp).slice(0, 3);
+  return least.map(({ text, logp }) => `${brief(JSON.stringify(text), 20)} ${percent(logp)}`).join(", ") || "–";
+}
 
 /** What there is to say of a branch, as the content of a panel. */
 export function inspect(branch, onSelect) {
@@ -335,6 +354,7 @@ export function inspect(branch, onSelect) {
     ["Tokens", `${count(branch.sampled)} of its own, ${count(branch.end - branch.base)} on its path`],
     ["Log-probability", `${fixed(branch.meanLogp)} nats a token`],
     ["Entropy", `${fixed(branch.meanEntropy)} nats a token`],
+    ["Least likely", unlikely(branch)],
     ["Stopped by", branch.steps.at(-1)?.stop || "–"],
     ["Answer", branch.answer ?? "–"],
   ];
@@ -348,7 +368,9 @@ export function inspect(branch, onSelect) {
         (step.rating === null ? "" : `, rated ${fixed(step.rating)}`) +
         (step.end > left ? `; left after ${left - step.start} of them` : "");
       const own = above === branch ? "own" : step.end > left ? "above partly" : "above";
-      text.append(el("span", { class: `${own} ${shade(score)} ${step.kind}`, title, text: step.text }));
+      const tokens = tokensOf(step);
+      const parts = tokens.length ? tokens.map(asToken) : [clean(step.text)];
+      text.append(el("span", { class: `${own} ${shade(score)} ${step.kind}`, title }, ...parts));
     }
   }
   const list = (title, items) =>
