@@ -32,7 +32,7 @@ class Watched(FairShare):
         self.seen: set[tuple[str, float, bool]] = set()
 
     def plan(self, waiting: Sequence[Waiting], rows: int) -> list[Grant]:
-        self.seen |= {(w.groups[0], w.priority, w.deadline < math.inf) for w in waiting}
+        self.seen |= {(w.group, w.priority, w.deadline < math.inf) for w in waiting}
         return super().plan(waiting, rows)
 
 
@@ -137,7 +137,7 @@ def test_places_go_by_priority_then_shares_then_deadlines() -> None:
 
 def test_a_priority_comes_before_all_fair_shares() -> None:
     def of(group: str, first: int, priority: float) -> list[Waiting]:
-        return [Waiting(first + i, 1, True, priority, math.inf, (group,)) for i in range(20)]
+        return [Waiting(first + i, 1, True, priority, math.inf, group) for i in range(20)]
 
     queue = [*of("many", 0, 0), *of("one", 100, 1), *of("batch", 200, -100)]
     granted = {grant.ticket for grant in FairShare(crowded=32).plan(queue, 256)}

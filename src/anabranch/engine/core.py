@@ -37,7 +37,7 @@ from anabranch.engine.requests import (
     Score,
 )
 from anabranch.engine.schedule import Item, Schedule, build_batch, snapshot
-from anabranch.engine.scheduler import DecodeFirst, Policy, lineage
+from anabranch.engine.scheduler import DecodeFirst, Policy
 from anabranch.engine.tree import Node, TokenTree
 from anabranch.errors import AnabranchError, ModelError
 from anabranch.models.decoder import Decoder
@@ -126,7 +126,7 @@ class EngineCore:
         self.cache = decoder.cache(pages)
         self.stats = Stats()
         self.requests: dict[int, Request] = {}
-        self._served: dict[str, int] = {}
+        self._served: dict[str, float] = {}
         self._draws = DrawBuilder()
         self._tickets = itertools.count()
         self._tips: OrderedDict[tuple[Node, int], None] = OrderedDict()
@@ -149,28 +149,20 @@ class EngineCore:
     ) -> None:
         """Queue a request; it runs in the passes that follow."""
         request.ticket = next(self._tickets)
-        request.priority, request.deadline = priority, deadline
-        request.groups = lineage(group)
-        for depth in range(len(request.groups)):
-            self._enter(request.groups[: depth + 1])
+        request.priority, request.deadline, request.group = priority, deadline, group
+        self._enter(group)
         self.requests[request.ticket] = request
 
-    def _enter(self, groups: tuple[str, ...]) -> None:
-        """The last of these, if it had nothing to do, has saved up nothing meanwhile (Goyal et al.
-        1996, Start-time fair queueing, section 2): it begins with the least of those beside it."""
-        *above, group = groups
-        if any(group in request.groups for request in self.requests.values()):
+    def _enter(self, group: str) -> None:
+        """A group that had nothing to do has saved up nothing meanwhile (Goyal et al. 1996,
+        Start-time fair queueing, section 2)."""
+        if any(request.group == group for request in self.requests.values()):
             return  # found at once, mostly: this runs for every request
-        active = {request.groups for request in self.requests.values()}
+        active = {request.group for request in self.requests.values()}
+        least = min((self._served[other] for other in active), default=0.0)
         # Those who wait for nothing are as good as new, so nothing is kept of them.
-        self._served = {name: self._served[name] for line in active for name in line} | {
-            name: self._served[name] for name in above
-        }
-        depth = len(above)
-        beside = [
-            line[depth] for line in active if len(line) > depth and line[:depth] == groups[:-1]
-        ]
-        self._served[group] = min((self._served[name] for name in beside), default=0)
+        self._served = {other: self._served[other] - least for other in active}
+        self._served[group] = 0.0
 
     def cancel(self, request: Request) -> None:
         """Forget a request. Rows under way are computed and charged, their results ignored."""
@@ -220,7 +212,7 @@ class EngineCore:
         """Fill the next pass with what the policy grants."""
         if not queue:
             return
-        waiting = [snapshot(r, tuple(map(self._served.__getitem__, r.groups))) for r in queue]
+        waiting = [snapshot(r, self._served[r.group]) for r in queue]
         grants = self.policy.plan(waiting, self.decoder.max_rows)
         self.tree.clock += len(grants)
         for order, grant in enumerate(grants):
@@ -370,9 +362,8 @@ class EngineCore:
             for request, end in item.payers:
                 again = min(end, max(begin, item.known)) - begin
                 self.stats.rows += end - begin
-                for group in request.groups:
-                    if group in self._served:
-                        self._served[group] += end - begin
+                if request.group in self._served:
+                    self._served[request.group] += end - begin
                 self.stats.recomputed_rows += again
                 for cost in (request.cost, request.total):
                     cost.computed += end - begin - again

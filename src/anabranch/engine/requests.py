@@ -125,7 +125,7 @@ class Request:
         expired: whether time is up, asked before each pass.
         top: how many of the likeliest tokens to report with each result.
         error: why it failed, or None.
-        groups: whose it is, for policies that share out rows, from the widest to its own.
+        group: whose it is, for policies that share out rows.
     """
 
     given: Mapping[int, int] = {}
@@ -139,7 +139,7 @@ class Request:
         self.total = Cost()
         self.ticket = -1
         self.priority = 0.0
-        self.groups: tuple[str, ...] = ("",)
+        self.group = ""
         self.deadline = math.inf
         self.expired: Callable[[], bool] = lambda: False
         self.error: Exception | None = None

@@ -50,11 +50,11 @@ class Item:
         return self.end - self.begin
 
 
-def snapshot(request: Request, served: tuple[int, ...] = (0,)) -> Waiting:
+def snapshot(request: Request, served: float = 0.0) -> Waiting:
     """What the policy sees of a request: the rows to compute and to look at again.
 
     Args:
-        served: rows that each of the request's groups has had.
+        served: rows that the request's group has had.
     """
     end = request.todo[-1] + 1
     frontier, started = end, False
@@ -71,8 +71,9 @@ def snapshot(request: Request, served: tuple[int, ...] = (0,)) -> Waiting:
         started,
         request.priority,
         request.deadline,
-        request.groups,
+        request.group,
         served,
+        request.total.computed + request.total.recomputed,
     )
 
 

@@ -17,9 +17,10 @@ class Waiting:
         started: it has rows in the tree that would be lost if it were not continued.
         priority: higher first.
         deadline: seconds on the engine's clock, `inf` for none.
-        groups: whose it is: those who share the engine fairly, from the widest group to its own.
-        served: rows that each of these has had, since it last had nothing to do counted from the
-            least of those beside it that had.
+        group: whose it is: those who share the engine fairly.
+        served: rows that the group has had, since it last had nothing to do counted from the least
+            of those that had.
+        had: rows that its program has had.
     """
 
     ticket: int
@@ -27,8 +28,9 @@ class Waiting:
     started: bool
     priority: float
     deadline: float
-    groups: tuple[str, ...] = ("",)
-    served: tuple[int, ...] = (0,)
+    group: str = ""
+    served: float = 0.0
+    had: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,63 +79,69 @@ class DecodeFirst:
 
 
 class FairShare:
-    """Equal rows for every group that waits, and short passes while several do.
+    """Equal rows for every group that waits, and short passes for those who have just begun.
 
     Rows of a pass are shared out max-min (Bertsekas and Gallager 1992, Data networks, section
     6.5.2): nobody gets more than it can use, and what that leaves is shared again. Where rows do
-    not divide, the group that has had the least comes first. What a group gets is shared out
-    likewise between the groups in it (hierarchical fair queueing, Bennett and Zhang 1996). Inside
-    the smallest the order is that of the policy underneath. A higher priority comes before all
-    groups.
+    not divide, the group that has had the least comes first. Inside a group, programs that have
+    just begun come first (feedback queues: Corbato et al. 1962, An experimental time-sharing
+    system), so that short ones need not wait for long ones; half is kept for the others, who would
+    starve if new ones kept coming. Apart from that the order is that of the policy underneath. A
+    higher priority comes before all groups.
 
     Args:
         crowded: rows of a pass while more than one group waits. More rows make a pass longer, for
-            those too who have only one in it.
+            those too who have only one in it. In a group alone, while some have just begun and some
+            have not: likewise, or twice what the former can use if that is more.
+        begun: rows that a program has had when it no longer counts as one that has just begun.
     """
 
-    def __init__(self, inside: Policy | None = None, *, crowded: int = 32) -> None:
+    def __init__(self, inside: Policy | None = None, *, crowded: int = 32, begun: int = 32) -> None:
         self.inside = inside or DecodeFirst()
-        self.crowded = crowded
+        self.crowded, self.begun = crowded, begun
 
     def plan(self, waiting: Sequence[Waiting], rows: int) -> list[Grant]:
         """See `Policy.plan`."""
-        if len({item.groups for item in waiting}) == 1:
+        groups: dict[str, list[Waiting]] = {}
+        for item in waiting:
+            groups.setdefault(item.group, []).append(item)
+        new, old = self._by_age(waiting)
+        if len(groups) == 1 and not (new and old):
             return self.inside.plan(waiting, rows)
-        rows = min(rows, self.crowded)
         grants: list[Grant] = []
+        left = min(rows, self.crowded if len(groups) > 1 else max(self.crowded, 2 * wanted(new)))
         for priority in sorted({item.priority for item in waiting}, reverse=True):
-            level = [item for item in waiting if item.priority == priority]
-            granted = self._share(level, rows, 0)
-            rows -= sum(grant.rows for grant in granted)
-            grants += granted
+            level = [[i for i in items if i.priority == priority] for items in groups.values()]
+            level = sorted(
+                filter(None, level), key=lambda items: (items[0].served, items[0].ticket)
+            )
+            shares = share_out([wanted(items) for items in level], left)
+            for items, share in zip(level, shares, strict=True):
+                grants += self._of_group(items, share)
+            left -= sum(shares)
         return grants
 
-    def _share(self, items: Sequence[Waiting], rows: int, depth: int) -> list[Grant]:
-        """Share rows out between the groups at a depth, and on inside each."""
-        if rows == 0:
-            return []
-        groups: dict[tuple[str, ...], list[Waiting]] = {}
-        for item in items:
-            groups.setdefault(item.groups[: depth + 1], []).append(item)
-        if len(groups) == 1:
-            deeper = any(len(item.groups) > depth + 1 for item in items)
-            return self._share(items, rows, depth + 1) if deeper else self.inside.plan(items, rows)
-        order = sorted(
-            groups.values(),
-            key=lambda each: (each[0].served[depth : depth + 1], each[0].ticket),
-        )
-        shares = share_out([sum(max(1, item.rows) for item in each) for each in order], rows)
+    def _of_group(self, items: Sequence[Waiting], rows: int) -> list[Grant]:
+        """Grants for all of so many rows."""
+        new, old = self._by_age(items)
+        of_old = min(wanted(old), rows // 2 if new else rows)
+        of_new = min(wanted(new), rows - of_old)
         return [
             grant
-            for each, share in zip(order, shares, strict=True)
-            for grant in self._share(each, share, depth + 1)
+            for some, part in ((new, of_new), (old, rows - of_new))
+            if part
+            for grant in self.inside.plan(some, part)
         ]
 
+    def _by_age(self, items: Sequence[Waiting]) -> tuple[list[Waiting], list[Waiting]]:
+        """Those that have just begun, and the others."""
+        new = [item for item in items if item.had < self.begun]
+        return new, [item for item in items if item.had >= self.begun]
 
-def lineage(group: str) -> tuple[str, ...]:
-    """The groups that a group is in, from the widest to itself: slashes part them."""
-    parts = group.split("/")
-    return tuple("/".join(parts[: i + 1]) for i in range(len(parts)))
+
+def wanted(items: Sequence[Waiting]) -> int:
+    """Rows that they can use."""
+    return sum(max(1, item.rows) for item in items)
 
 
 def share_out(wanted: Sequence[int], rows: int) -> list[int]:

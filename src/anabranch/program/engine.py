@@ -77,8 +77,7 @@ class Engine:
                 special tokens.
             seed: key of the random stream; with the same seed and prompt, the same tokens.
             group: a name for programs that belong together: policies share out the engine
-                between groups, and the trace keeps it; `a/b` is a group in `a`; default: that of
-                `run`.
+                between groups, and the trace keeps it; default: that of `run`.
             priority: higher runs first; default: that of `run`.
             deadline: seconds from now; earlier runs first among equals; default: that of `run`.
             scope: prefixes are shared only inside one scope; default: that of `run`.

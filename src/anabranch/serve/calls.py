@@ -175,7 +175,7 @@ class Call:
         account = self.account
         run = Run(
             scope=account.scope,
-            group=f"{account.name}/{self.id}",
+            group=account.group,
             priority=self.priority,
             deadline=self.deadline,
             **options,

@@ -90,6 +90,7 @@ class Account:
 
     Attributes:
         name: of the key, "" without keys.
+        group: for fair shares of the engine.
         scope: for the sharing of prefixes.
         priority: of its requests, where they ask for none.
         calls: requests under way.
@@ -103,7 +104,7 @@ class Account:
         share_cache: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.name = key.name if key else ""
+        self.name = self.group = key.name if key else ""
         self.scope = "" if key is None or share_cache else f"key {key.scope or key.name}"
         self.priority = key.priority if key else 0
         self.most_running = key.running if key else None
