@@ -165,6 +165,18 @@ def test_the_oldest_give_way(where: Path | str) -> None:
             assert other.execute(count).fetchone() == (3,)
 
 
+def test_nobodys_records_give_way_to_those_of_others(tmp_path: Path, where: Path | str) -> None:
+    keys = tmp_path / "keys.toml"
+    alice, bob = new_key(keys, "alice"), new_key(keys, "bob")
+    with serving(TWO, keys=keys, records=where, most_records=3, traces=2) as server:
+        ask(server, alice, seed=1, model="scripted:vote-2")
+        for seed in range(5):
+            ask(server, bob, seed=seed, model="scripted:vote-2")
+        soon(lambda: [row["seed"] for row in kept(server, bob)] == [4, 3, 2])
+        assert [row["has_trace"] for row in kept(server, bob)] == [True, True, False]
+        assert [(row["seed"], row["has_trace"]) for row in kept(server, alice)] == [(1, True)]
+
+
 def test_two_servers_may_share_a_database(tmp_path: Path, where: Path | str) -> None:
     keys = tmp_path / "keys.toml"
     alice = new_key(keys, "alice")

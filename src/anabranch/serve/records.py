@@ -58,12 +58,21 @@ _SCHEMA = (
     + ", ".join(f"{name} {kind}" for name, kind in FIELDS.items())
     + ", trace BYTEA)",
     "CREATE INDEX IF NOT EXISTS records_by_key ON records (key, id)",
-    "CREATE INDEX IF NOT EXISTS records_traced ON records (id) WHERE trace IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS records_traced ON records (key, id) WHERE trace IS NOT NULL",
 )
 _INSERT = (
     f"INSERT INTO records (id, {', '.join(FIELDS)}, trace) "
     "VALUES ((SELECT coalesce(max(id), 0) + 1 FROM records), "
     f"{', '.join(f':{name}' for name in FIELDS)}, :trace)"
+)
+_OLD = (
+    "key = :key AND id <= (SELECT id FROM records WHERE key = :key {} "
+    "ORDER BY id DESC LIMIT 1 OFFSET :most)"
+)
+_DROP = f"DELETE FROM records WHERE {_OLD.format('')}"
+_DROP_TRACES = (
+    f"UPDATE records SET trace = NULL WHERE trace IS NOT NULL AND "
+    f"{_OLD.format('AND trace IS NOT NULL')}"
 )
 _SHOWN = f"id, {', '.join(FIELDS)}, trace IS NOT NULL AS has_trace"
 
@@ -77,8 +86,8 @@ class Records:
 
     Args:
         where: an SQLite file, made if it is not there, or the URL of a PostgreSQL database.
-        most: rows to keep; older ones are dropped.
-        traces: of the newest of them, how many keep their trace.
+        most: rows to keep of each key; older ones are dropped.
+        traces: of each key's newest, how many keep their trace.
 
     Attributes:
         fault: why rows cannot be written at present, or None.
@@ -208,12 +217,9 @@ class Records:
             with self._database.transaction() as cursor:
                 packed = ({**row, "trace": _packed(row["trace"])} for row in rows)
                 cursor.executemany(_INSERT, packed)
-                old = "id <= (SELECT max(id) FROM records) - :most"
-                cursor.execute(f"DELETE FROM records WHERE {old}", {"most": self.most})
-                cursor.execute(
-                    f"UPDATE records SET trace = NULL WHERE trace IS NOT NULL AND {old}",
-                    {"most": self.traces},
-                )
+                for key in {row["key"] for row in rows}:
+                    cursor.execute(_DROP, {"key": key, "most": self.most})
+                    cursor.execute(_DROP_TRACES, {"key": key, "most": self.traces})
         except Exception as error:  # whatever it is, the thread goes on
             if self.fault is None:
                 log.error("records cannot be written, and wait: %s", error)

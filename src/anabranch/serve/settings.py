@@ -41,8 +41,8 @@ class Settings(BaseModel):
             answer takes whether another has asked the same.
         records: SQLite file of requests and what they cost, without text, or the URL of a
             PostgreSQL database for them; empty: none is kept.
-        most_records: rows of it; older ones are dropped.
-        traces: of the newest of them, how many keep the trace of their strategy, with its text.
+        most_records: rows of each key in it; older ones are dropped.
+        traces: of each key's newest, how many keep the trace of their strategy, with its text.
         otlp_endpoint: base address of an OpenTelemetry collector, to which spans of requests are
             sent; without one, OpenTelemetry's own environment variables are heeded.
         grace: seconds that requests under way have to end when the server is stopped.
