@@ -332,6 +332,10 @@ def test_models_and_tokens(server: Running) -> None:
     assert "scripted:vote-16" in names
     assert server.client.models.retrieve("scripted:vote-16").id == "scripted:vote-16"
     assert ask(server, "/tokenize", {"model": "scripted", "prompt": "ab"})[1]["tokens"] == [97, 98]
+    asked = {"model": "scripted", "messages": [{"role": "user", "content": "ab"}]}
+    assert ask(server, "/tokenize", asked)[1]["count"] > 2
+    for wrong in ([], [{}], [{"role": "user", "content": 1}], [{"role": "nobody", "content": ""}]):
+        assert ask(server, "/tokenize", asked | {"messages": wrong})[0] == 400
     told = ask(server, "/detokenize", {"model": "scripted", "tokens": [97, 98]})
     assert told == (200, {"prompt": "ab"})
 
@@ -383,6 +387,8 @@ def test_health_follows_the_loading() -> None:
     [
         ({"temperature": -1}, 400, "temperature"),
         ({"temperature": "hot"}, 400, "temperature"),
+        ({"temperature": "0.5"}, 400, "temperature"),
+        ({"max_tokens": True}, 400, "max_tokens"),
         ({"n": 1000}, 400, "n:"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"stop": [""]}, 400, "stop text"),
@@ -455,7 +461,8 @@ def test_the_document_tells_what_every_route_gives(server: Running) -> None:
             assert set(told) == {"200", "4XX", "5XX"}, (method, path)
             for status in ("4XX", "5XX"):
                 assert set(told[status]["content"]) == {"application/json"}, (method, path)
-            assert all(each["schema"] for each in told["200"]["content"].values()), (method, path)
+            for kind, each in told["200"]["content"].items():
+                assert kind == "text/event-stream" or each["schema"], (method, path)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

@@ -74,10 +74,11 @@ def test_every_way_to_ask_reaches_the_engine_with_its_turn(tmp_path: Path) -> No
             ASKED[0]["content"]
         )
         assert seen() == {("alice", 3, True)}
-        root = alice.open()
-        alice.ask(f"/v1/branches/{root['id']}/extend", {"limit": 3}, secret=root["secret"])
-        alice.ask(f"/v1/sessions/{root['session']}", method="DELETE", secret=root["secret"])
-        assert seen() == {("alice", 5, False)}
+        for priority in (0, -4):
+            root = alice.open(priority=priority)
+            alice.ask(f"/v1/branches/{root['id']}/extend", {"limit": 3}, secret=root["secret"])
+            alice.ask(f"/v1/sessions/{root['session']}", method="DELETE", secret=root["secret"])
+            assert seen() == {("alice", 5 + priority, False)}
         alice.until(
             alice.batch(asking("x"), asking("y", **turn)), lambda b: b.status == "completed"
         )

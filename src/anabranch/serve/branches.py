@@ -30,10 +30,12 @@ from anabranch.serve.wire import (
     Body,
     Drawn,
     Name,
+    Priority,
     Seed,
     Spend,
     Structured,
     Tokens,
+    Turn,
     or_stream,
     shape,
 )
@@ -54,6 +56,7 @@ class Open(Body):
         session: one that is open already, for another root in it; its secret goes along.
         budget: of the session, all branches together.
         lease: seconds without use after which the session ends.
+        priority: of the session, as a request's.
     """
 
     model: Name | None = None
@@ -64,6 +67,7 @@ class Open(Body):
     seed: Seed = 0
     budget: Spend | None = None
     lease: Annotated[float, Field(ge=1, le=3600)] | None = None
+    priority: Priority = 0
 
 
 class Fork(Body):
@@ -134,8 +138,11 @@ async def open_branch(body: Open, request: Request, secret: Secret = None) -> di
         raise Refusal(400, "give one of messages, prompt and tokens", param="prompt")
     if body.session is not None:
         session = sessions.find(body.session, secret)
-        if body.model not in (None, session.served.name) or body.budget or body.lease:
-            raise Refusal(400, "model, budget and lease are the session's", param="session")
+        terms = body.budget or body.lease or body.priority
+        if terms or body.model not in (None, session.served.name):
+            raise Refusal(
+                400, "model, budget, lease and priority are the session's", param="session"
+            )
     else:
         if body.model is None:
             raise Refusal(400, "model is missing", param="model")
@@ -144,6 +151,7 @@ async def open_branch(body: Open, request: Request, secret: Secret = None) -> di
             raise Refusal(400, "strategies do not go with branches", param="model")
         spend, most = body.budget or Spend(), state.settings.session_tokens
         budget = Budget(min(spend.tokens or most, most), spend.seconds)
+        current().wants(Turn(priority=body.priority))
         session = Session(served, body.seed, budget, body.lease or LEASE)
     tokens = await _prompt(body, session)
     sessions.check_room(session, 1)

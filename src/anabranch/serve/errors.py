@@ -114,7 +114,9 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, ResourceError):
         return Refusal(503, "the server is out of room for this request", retry_after=5)
     if isinstance(error, TimeoutError):
-        return Refusal(504, "the request took longer than this server allows", code="timeout")
+        return Refusal(
+            504, "the request took longer than its deadline or this server allows", code="timeout"
+        )
     if isinstance(error, HTTPException):
         if isinstance(error.__cause__, Refusal):  # raised while the body was read
             return error.__cause__

@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field
 
 from anabranch.serve.calls import current
+from anabranch.serve.chat import Message, conversation
 from anabranch.serve.errors import Refusal
 from anabranch.serve.hub import Hub, Served
 from anabranch.serve.records import Records, Trouble
@@ -35,7 +36,7 @@ class Tokenize(Body):
 
     model: Name | None = None
     prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
     add_special_tokens: bool = True
 
 
@@ -135,7 +136,7 @@ async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "give either prompt or messages", param="prompt")
     if body.messages is not None:
-        tokens = await served.render(body.messages)
+        tokens = await served.render(conversation(body.messages, None))
     elif body.add_special_tokens:
         tokens = served.lm.tokenizer.prompt(body.prompt or "")
     else:

@@ -12,6 +12,7 @@ MOST_CHOICES = 128
 MOST_STOPS = 16
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Priority = Annotated[int, Field(ge=-10, le=0)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
 Prompts = str | list[str] | list[int] | list[list[int]]
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
@@ -21,7 +22,7 @@ Name = Annotated[str, Field(min_length=1, max_length=500)]
 class Body(BaseModel):
     """A JSON object with known fields only, and no silent conversions of type."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
 class Said(Body):
@@ -52,7 +53,7 @@ class Turn(Body):
             that have more time, and ends with what it has come to.
     """
 
-    priority: Annotated[int, Field(ge=-10, le=0)] = 0
+    priority: Priority = 0
     deadline: Annotated[float, Field(gt=0, le=86_400)] | None = None
 
 
@@ -166,7 +167,7 @@ def shape(kind: str | None, /, **fields: str) -> Shape:
 
 def or_stream(told: Shape) -> Shape:
     """The same, where a stream of events may come instead."""
-    content = {**told[200]["content"], "text/event-stream": {"schema": {"type": "string"}}}
+    content = {**told[200]["content"], "text/event-stream": {}}
     return {200: {"content": content}}
 
 
