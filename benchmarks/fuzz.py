@@ -47,7 +47,8 @@ def kind(path):
 def map_body(context, body):
     """Names of models that are there: any other is refused before the rest is looked at. Deadlines
     that can be met: 504 is right for others."""
-    if isinstance(body, dict) and 0 < len(str(body.get("model", ""))) <= 500:
+    named = body.get("model") if isinstance(body, dict) else None
+    if isinstance(named, str) and 0 < len(named) <= 500:
         body = {**body, "model": RANDOM.choice(["scripted"] * 3 + ["scripted:vote-4"])}
         extension = body.get("anabranch")
         if isinstance(extension, dict) and isinstance(extension.get("deadline"), float):
