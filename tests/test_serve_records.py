@@ -165,6 +165,23 @@ def test_the_oldest_give_way(where: Path | str) -> None:
             assert other.execute(count).fetchone() == (3,)
 
 
+def test_a_table_of_an_earlier_version_gets_the_columns_that_it_lacks(where: Path | str) -> None:
+    with serving(TWO, records=where) as server:
+        ask(server, seed=1)
+        soon(lambda: len(kept(server)) == 1)
+    drop = "ALTER TABLE records DROP COLUMN cached_tokens"
+    if isinstance(where, Path):
+        with contextlib.closing(sqlite3.connect(where)) as connection:
+            connection.execute(drop)
+    else:
+        with psycopg.connect(where) as other:
+            other.execute(drop)
+    with serving(TWO, records=where) as server:
+        ask(server, seed=2)
+        soon(lambda: len(kept(server)) == 2)
+        assert [row["cached_tokens"] for row in kept(server)] == [0, 0]
+
+
 def test_nobodys_records_give_way_to_those_of_others(tmp_path: Path, where: Path | str) -> None:
     keys = tmp_path / "keys.toml"
     alice, bob = new_key(keys, "alice"), new_key(keys, "bob")

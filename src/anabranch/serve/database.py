@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,7 +35,14 @@ class DatabaseError(Exception):
 
 
 class Cursor(Protocol):
-    """What a transaction gives."""
+    """What a transaction gives.
+
+    Attributes:
+        description: of each column of the last query, a sequence that begins with its name.
+    """
+
+    @property
+    def description(self) -> Sequence[Sequence[Any]] | None: ...
 
     def execute(self, query: str, values: Values = ..., /) -> object:
         """Run one statement."""
@@ -44,6 +51,9 @@ class Cursor(Protocol):
     def executemany(self, query: str, values: Iterable[Values], /) -> object:
         """Run one for each of several sets of parameters."""
         ...
+
+
+Prepare = Callable[[Cursor], None]
 
 
 class Database(Protocol):
@@ -62,23 +72,23 @@ class Database(Protocol):
         ...
 
 
-def database_at(where: Path | str, schema: Sequence[str]) -> Database:
+def database_at(where: Path | str, prepare: Prepare) -> Database:
     """An SQLite file, made if it is not there, or a PostgreSQL database by its URL.
 
     Args:
-        schema: statements that make what is not there yet.
+        prepare: makes what is not there yet; called in a transaction, at each connection.
 
     Raises:
         InputError: the URL cannot be read, or the library for it is not installed.
     """
-    return SQLite(where, schema) if isinstance(where, Path) else PostgreSQL(where, schema)
+    return SQLite(where, prepare) if isinstance(where, Path) else PostgreSQL(where, prepare)
 
 
 class SQLite:
     """A file, readable to its owner only."""
 
-    def __init__(self, path: Path, schema: Sequence[str]) -> None:
-        self.path, self._schema = path, schema
+    def __init__(self, path: Path, prepare: Prepare) -> None:
+        self.path, self._prepare = path, prepare
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
 
@@ -119,8 +129,7 @@ class SQLite:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
             with self._connection:
-                for statement in self._schema:
-                    self._connection.execute(statement)
+                self._prepare(self._connection.cursor())
             self._file = _identity(self.path)
         return self._connection
 
@@ -137,7 +146,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 class PostgreSQL:
     """A database on a server, which several of ours may share."""
 
-    def __init__(self, url: str, schema: Sequence[str]) -> None:
+    def __init__(self, url: str, prepare: Prepare) -> None:
         try:
             import psycopg
             import psycopg.rows
@@ -161,7 +170,7 @@ class PostgreSQL:
             "tcp_user_timeout": SECONDS * 1000,  # for a server that has gone without a word
             **told,
         }
-        self._psycopg, self._schema = psycopg, schema
+        self._psycopg, self._prepare = psycopg, prepare
         self._connection: psycopg.Connection[Any] | None = None
         self._readers = threading.Semaphore(READERS)
 
@@ -200,8 +209,7 @@ class PostgreSQL:
         if self._connection is None:
             self._connection = self._psycopg.connect(**self._options, autocommit=True)
             with self.transaction() as cursor:
-                for statement in self._schema:
-                    cursor.execute(statement)
+                self._prepare(cursor)
         return self._connection
 
 
@@ -210,6 +218,11 @@ class _Named:
 
     def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
         self._cursor = cursor
+
+    @property
+    def description(self) -> Sequence[Sequence[Any]] | None:
+        """See `Cursor`."""
+        return self._cursor.description
 
     def execute(self, query: str, values: Values | None = None, /) -> object:
         """See `Cursor`."""

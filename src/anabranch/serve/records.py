@@ -19,7 +19,7 @@ from typing import Any
 
 from anabranch.program.trace import Trace
 from anabranch.serve.calls import Call
-from anabranch.serve.database import DatabaseError, database_at
+from anabranch.serve.database import Cursor, DatabaseError, database_at
 
 log = logging.getLogger("anabranch.serve")
 
@@ -37,6 +37,7 @@ RETRY_SECONDS = 2.0
 LAST_SECONDS = 10.0
 """For what is left to be written when the server ends."""
 
+# A column that comes later needs a default: tables of earlier versions get it.
 FIELDS = {
     "request_id": "TEXT NOT NULL",
     "time": "DOUBLE PRECISION NOT NULL",
@@ -48,7 +49,7 @@ FIELDS = {
     "strategy": "TEXT",
     "seed": "BIGINT",
     "prompt_tokens": "BIGINT NOT NULL",
-    "cached_tokens": "BIGINT NOT NULL",
+    "cached_tokens": "BIGINT NOT NULL DEFAULT 0",
     "tokens": "BIGINT NOT NULL",
     "seconds": "DOUBLE PRECISION NOT NULL",
     "first_seconds": "DOUBLE PRECISION",
@@ -98,7 +99,7 @@ class Records:
     """
 
     def __init__(self, where: Path | str, most: int, traces: int) -> None:
-        self._database = database_at(where, _SCHEMA)
+        self._database = database_at(where, _prepare)
         self.most, self.traces = most, traces
         self.fault: str | None = None
         self.lost = 0
@@ -233,6 +234,17 @@ class Records:
             done = {id(row) for row in rows}
             self._pending = deque(row for row in self._pending if id(row) not in done)
         return True
+
+
+def _prepare(cursor: Cursor) -> None:
+    """Make the table; one of an earlier version gets the columns that it lacks."""
+    for statement in _SCHEMA:
+        cursor.execute(statement)
+    cursor.execute("SELECT * FROM records LIMIT 0")
+    there = {column[0] for column in cursor.description or ()}
+    for name, kind in FIELDS.items():
+        if name not in there:
+            cursor.execute(f"ALTER TABLE records ADD COLUMN {name} {kind}")
 
 
 def _told(text: str) -> str:
