@@ -139,19 +139,22 @@ async def _as_they_come(chunks: Chunks[Any]) -> AsyncGenerator[list[Any]]:
     room = asyncio.Semaphore(AHEAD)
     told = 0
 
-    async def read() -> None:
+    async def tell(chunk: Any) -> None:
         nonlocal told
+        told += 1
+        coming.put_nowait(chunk)
+        await room.acquire()
+
+    async def read() -> None:
         async for chunk in chunks:
-            told += 1
-            coming.put_nowait(chunk)
-            await room.acquire()
+            await tell(chunk)
 
     async def ping() -> None:
         while True:
             before = told
             await asyncio.sleep(PING_SECONDS)
             if told == before:
-                coming.put_nowait("still at it")
+                await tell("still at it")
 
     reader, stop, pinger = map(
         asyncio.ensure_future, (read(), current().stopping.wait(), ping())
