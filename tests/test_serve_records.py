@@ -165,6 +165,17 @@ def test_the_oldest_give_way(where: Path | str) -> None:
             assert other.execute(count).fetchone() == (3,)
 
 
+def test_a_server_that_is_to_keep_less_drops_the_rest_as_it_begins(where: Path | str) -> None:
+    with serving(TWO, records=where, traces=9) as server:
+        for seed in range(4):
+            ask(server, seed=seed, model="scripted:vote-2")
+        soon(lambda: [row["has_trace"] for row in kept(server)] == [True] * 4)
+    with serving(TWO, records=where, most_records=3, traces=1) as server:
+        assert [row["has_trace"] for row in kept(server)] == [True, False, False]
+    with serving(TWO, records=where) as server:
+        assert [row["has_trace"] for row in kept(server)] == [False] * 3
+
+
 def test_a_table_of_an_earlier_version_gets_the_columns_that_it_lacks(where: Path | str) -> None:
     with serving(TWO, records=where) as server:
         ask(server, seed=1)

@@ -52,6 +52,10 @@ class Cursor(Protocol):
         """Run one for each of several sets of parameters."""
         ...
 
+    def fetchall(self) -> Sequence[Sequence[Any]]:
+        """The rows of the last query."""
+        ...
+
 
 Prepare = Callable[[Cursor], None]
 
@@ -231,6 +235,10 @@ class _Named:
     def executemany(self, query: str, values: Iterable[Values], /) -> None:
         """See `Cursor`."""
         self._cursor.executemany(_named(query), values)
+
+    def fetchall(self) -> Sequence[Sequence[Any]]:
+        """See `Cursor`."""
+        return self._cursor.fetchall()
 
 
 def _named(query: str) -> bytes:

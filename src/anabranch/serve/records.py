@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class Records:
     """
 
     def __init__(self, where: Path | str, most: int, traces: int) -> None:
-        self._database = database_at(where, _prepare)
+        self._database = database_at(where, self._prepare)
         self.most, self.traces = most, traces
         self.fault: str | None = None
         self.lost = 0
@@ -218,9 +218,7 @@ class Records:
             with self._database.transaction() as cursor:
                 packed = ({**row, "trace": _packed(row["trace"])} for row in rows)
                 cursor.executemany(_INSERT, packed)
-                for key in {row["key"] for row in rows}:
-                    cursor.execute(_DROP, {"key": key, "most": self.most})
-                    cursor.execute(_DROP_TRACES, {"key": key, "most": self.traces})
+                self._drop_old(cursor, {row["key"] for row in rows})
         except Exception as error:  # whatever it is, the thread goes on
             if self.fault is None:
                 log.error("records cannot be written, and wait: %s", error)
@@ -235,16 +233,23 @@ class Records:
             self._pending = deque(row for row in self._pending if id(row) not in done)
         return True
 
+    def _prepare(self, cursor: Cursor) -> None:
+        """Make the table; one of an earlier version gets the columns that it lacks, and one of a
+        server that kept more gives that up."""
+        for statement in _SCHEMA:
+            cursor.execute(statement)
+        cursor.execute("SELECT * FROM records LIMIT 0")
+        there = {column[0] for column in cursor.description or ()}
+        for name, kind in FIELDS.items():
+            if name not in there:
+                cursor.execute(f"ALTER TABLE records ADD COLUMN {name} {kind}")
+        cursor.execute("SELECT DISTINCT key FROM records")
+        self._drop_old(cursor, [key for (key,) in cursor.fetchall()])
 
-def _prepare(cursor: Cursor) -> None:
-    """Make the table; one of an earlier version gets the columns that it lacks."""
-    for statement in _SCHEMA:
-        cursor.execute(statement)
-    cursor.execute("SELECT * FROM records LIMIT 0")
-    there = {column[0] for column in cursor.description or ()}
-    for name, kind in FIELDS.items():
-        if name not in there:
-            cursor.execute(f"ALTER TABLE records ADD COLUMN {name} {kind}")
+    def _drop_old(self, cursor: Cursor, keys: Iterable[str]) -> None:
+        for key in keys:
+            cursor.execute(_DROP, {"key": key, "most": self.most})
+            cursor.execute(_DROP_TRACES, {"key": key, "most": self.traces})
 
 
 def _told(text: str) -> str:
