@@ -101,6 +101,19 @@ def test_who_has_just_begun_comes_first_but_starves_nobody() -> None:
     assert shares(60, 2, other=other) == [14, 2, 16]
 
 
+def test_of_a_share_of_one_row_new_and_old_have_every_other() -> None:
+    had = Counter[int]()
+    for served in range(10):
+        queue = [
+            *of("a", 9, served, had=5),
+            *of("a", 9, served, first=100),
+            *of("b", 9, 99, first=200),
+        ]
+        (first, *_) = FairShare(crowded=1).plan(queue, 256)
+        had[first.ticket // 100] += 1
+    assert had == {0: 5, 1: 5}
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40), st.integers(0, 2))),
     st.integers(1, 64),

@@ -109,13 +109,13 @@ class FairShare:
         if len(groups) == 1 and not (new and old):
             return self.inside.plan(waiting, rows)
         grants: list[Grant] = []
-        left = min(rows, self.crowded if len(groups) > 1 else max(self.crowded, 2 * wanted(new)))
+        left = min(rows, self.crowded if len(groups) > 1 else max(self.crowded, 2 * demand(new)))
         for priority in sorted({item.priority for item in waiting}, reverse=True):
             level = [[i for i in items if i.priority == priority] for items in groups.values()]
             level = sorted(
                 filter(None, level), key=lambda items: (items[0].served, items[0].ticket)
             )
-            shares = share_out([wanted(items) for items in level], left)
+            shares = share_out([demand(items) for items in level], left)
             for items, share in zip(level, shares, strict=True):
                 grants += self._of_group(items, share)
             left -= sum(shares)
@@ -124,8 +124,9 @@ class FairShare:
     def _of_group(self, items: Sequence[Waiting], rows: int) -> list[Grant]:
         """Grants for all of so many rows."""
         new, old = self._by_age(items)
-        of_old = min(wanted(old), rows // 2 if new else rows)
-        of_new = min(wanted(new), rows - of_old)
+        odd = int(items[0].served) % 2  # of an odd number, or of one row, each has its turn
+        of_old = min(demand(old), (rows + odd) // 2 if new else rows)
+        of_new = min(demand(new), rows - of_old)
         return [
             grant
             for some, part in ((new, of_new), (old, rows - of_new))
@@ -139,7 +140,7 @@ class FairShare:
         return new, [item for item in items if item.had >= self.begun]
 
 
-def wanted(items: Sequence[Waiting]) -> int:
+def demand(items: Sequence[Waiting]) -> int:
     """Rows that they can use."""
     return sum(max(1, item.rows) for item in items)
 
