@@ -91,3 +91,12 @@ def serving(
             server.should_exit = True
             thread.join(10)
             assert not thread.is_alive()
+
+
+def soon(holds: Callable[[], bool]) -> None:
+    """Wait for it; fails after 10 s."""
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to that")

@@ -8,7 +8,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +24,7 @@ from anabranch.serve.hub import Hub
 from anabranch.serve.keys import Account
 from anabranch.serve.metrics import Metrics
 from anabranch.serve.stream import events, first
-from tests.serving import Running, serving
+from tests.serving import Running, serving, soon
 
 TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
 ASKED: Any = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -529,20 +529,11 @@ def test_who_leaves_before_a_stream_begins_is_noticed(route: str) -> None:
             with connected(running) as connection:
                 headers = {"Content-Type": "application/json"}
                 connection.request("POST", route, json.dumps(body), headers)
-                wait(lambda: admission.waiting == 1)
-            wait(lambda: admission.waiting == 0)
+                soon(lambda: admission.waiting == 1)
+            soon(lambda: admission.waiting == 0)
         assert admission.running == 1
         holding.close()
-        wait(lambda: admission.running == 0)
-
-
-def wait(until: Callable[[], bool]) -> None:
-    """Fails after 10 s."""
-    for _ in range(1000):
-        if until():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come about")
+        soon(lambda: admission.running == 0)
 
 
 def test_a_stream_that_was_left_before_it_began_is_ended() -> None:

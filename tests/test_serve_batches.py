@@ -20,6 +20,7 @@ from anabranch.serve import batch as batch_module
 from anabranch.serve.folder import Folder, Folders, Lines
 from tests.serving import Running, serving
 from tests.test_serve import ask
+from tests.test_serve_stopped import Process
 
 CHAT: Any = "/v1/chat/completions"
 
@@ -50,7 +51,7 @@ def asking(name: object, text: str, **more: Any) -> bytes:
     return line(name, messages=[{"role": "user", "content": text}], **more)
 
 
-def begin(server: Running, data: bytes, endpoint: Any = CHAT, **more: Any) -> Any:
+def begin(server: Running | Process, data: bytes, endpoint: Any = CHAT, **more: Any) -> Any:
     """A batch."""
     file = server.client.files.create(file=("in.jsonl", data), purpose="batch")
     return server.client.batches.create(
@@ -58,7 +59,7 @@ def begin(server: Running, data: bytes, endpoint: Any = CHAT, **more: Any) -> An
     )
 
 
-def until(server: Running, batch: Any, *statuses: str) -> Any:
+def until(server: Running | Process, batch: Any, *statuses: str) -> Any:
     """A batch once it has one of these statuses."""
     for _ in range(2000):
         batch = server.client.batches.retrieve(batch.id)

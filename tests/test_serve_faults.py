@@ -26,11 +26,11 @@ from anabranch.models.files import open_model
 from anabranch.program.engine import Engine
 from tests.checkpoints import write_gguf
 from tests.engines import ByteTokenizer, backend, run
-from tests.serving import serving
+from tests.serving import serving, soon
 from tests.test_serve import ASKED, TWO, ask
-from tests.test_serve_batches import CHAT, asking
+from tests.test_serve_batches import asking, begin, until
 from tests.test_serve_records import ask as asked
-from tests.test_serve_records import get, kept, soon
+from tests.test_serve_records import get, kept
 from tests.test_serve_stopped import Process, config, started
 from tests.toy import toy
 
@@ -43,24 +43,6 @@ def settings_of(tmp_path: Path) -> tuple[str, str]:
     """Arguments for a server that keeps everything."""
     kept = {"folder": str(tmp_path / "files"), "records": str(tmp_path / "records.db")}
     return "--config", config(tmp_path, models=[MODEL], log_level="error", **kept)
-
-
-def begin(server: Process, data: bytes) -> Any:
-    """A batch."""
-    file = server.client.files.create(file=("in.jsonl", data), purpose="batch")
-    return server.client.batches.create(
-        input_file_id=file.id, endpoint=CHAT, completion_window="24h"
-    )
-
-
-def until(server: Process, batch: Any, *statuses: str) -> Any:
-    """A batch once it has one of these statuses."""
-    for _ in range(2000):
-        batch = server.client.batches.retrieve(batch.id)
-        if batch.status in statuses:
-            return batch
-        time.sleep(0.01)
-    raise AssertionError(batch)
 
 
 def rows(server: Process) -> list[int]:

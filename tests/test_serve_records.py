@@ -13,8 +13,7 @@ import json
 import os
 import secrets
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -30,7 +29,7 @@ from anabranch.serve import records as module
 from anabranch.serve.calls import Call
 from anabranch.serve.keys import new_key
 from anabranch.serve.metrics import Metrics
-from tests.serving import Running, serving
+from tests.serving import Running, serving, soon
 
 TWO = {"So the answer is 4.": 0.6, "Answer: 5": 0.4}
 SECRET = "What is 2 + 2, asks the walrus?"
@@ -87,15 +86,6 @@ def kept(server: Running, key: str = "", query: str = "") -> list[dict[str, Any]
     assert status == 200, text
     found: list[dict[str, Any]] = json.loads(text)["data"]
     return found
-
-
-def soon(holds: Callable[[], bool]) -> None:
-    """Wait for it; fails after 10 s."""
-    for _ in range(1000):
-        if holds():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came to that")
 
 
 def ask(server: Running, key: str = "none", **options: Any) -> Any:

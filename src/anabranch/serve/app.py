@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -80,36 +80,10 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
 
     nobody = keys.open or Account()
 
-    @contextlib.asynccontextmanager
-    async def life(app: FastAPI) -> AsyncGenerator[None]:
-        if records is not None:
-            await asyncio.to_thread(_recall, records, keys)
-        app.state.records = records
-        app.state.jobs = jobs = Jobs()
-        folders = _folders(settings, keys)
-        loading = asyncio.create_task(hub.load())
-        lines = Terms(Admission(settings.batch_lines, None), settings.seconds)
-        means = Means(hub, jobs, loading, lines, settings.batch_lines, new_call)
-        for name, folder in folders.of.items() if folders else ():
-            owned[name].batches = Batches(folder, keys.accounts[name], means)
-        try:
-            yield
-        finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-            await jobs.close()
-            if folders is not None:
-                folders.close()
-            hub.close()
-            if records is not None:
-                await asyncio.to_thread(records.close)
-            if spans is not None:
-                await asyncio.to_thread(spans.close)
-
     app = FastAPI(
         title="Anabranch",
         version=__version__,
-        lifespan=life,
+        lifespan=functools.partial(_life, spans=spans, new_call=new_call),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -118,8 +92,9 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     admission = Admission(settings.running, settings.waiting)
     app.state.hub, app.state.settings, app.state.admission = hub, settings, admission
     app.state.keys, app.state.metrics, app.state.stopping = keys, metrics, stopping
+    app.state.records = records
     metrics.watch(hub, admission)
-    owned = app.state.own = {
+    app.state.own = {
         name: Own(
             Store(settings.responses, settings.responses_bytes),
             Sessions(settings.sessions, settings.session_branches, settings.branches),
@@ -147,6 +122,37 @@ def create_app(settings: Settings, hub: Hub) -> FastAPI:
     # The last one is the outermost.
     app.add_middleware(Gate, keys=keys, call=new_call, nobody=nobody)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _life(
+    app: FastAPI, spans: Spans | None, new_call: Callable[..., Call]
+) -> AsyncGenerator[None]:
+    """Begin what runs beside the requests; end it, in an order that loses nothing."""
+    settings, hub = app.state.settings, app.state.hub
+    keys, records = app.state.keys, app.state.records
+    if records is not None:
+        await asyncio.to_thread(_recall, records, keys)
+    app.state.jobs = jobs = Jobs()
+    folders = _folders(settings, keys)
+    loading = asyncio.create_task(hub.load())
+    lines = Terms(Admission(settings.batch_lines, None), settings.seconds)
+    means = Means(hub, jobs, loading, lines, settings.batch_lines, new_call)
+    for name, folder in folders.of.items() if folders else ():
+        app.state.own[name].batches = Batches(folder, keys.accounts[name], means)
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await jobs.close()
+        if folders is not None:
+            folders.close()
+        hub.close()
+        if records is not None:
+            await asyncio.to_thread(records.close)
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
 
 def _spans(settings: Settings) -> Spans | None:

@@ -53,7 +53,7 @@ class Gate:
             name,
             method=scope["method"],
             route=scope["path"],
-            parents={name: headers[name] for name in PARENTS if name in headers},
+            parents={each: headers[each] for each in PARENTS if each in headers},
         )
         begin(call)
         started = False
