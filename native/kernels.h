@@ -20,9 +20,9 @@ constexpr int64_t kGroupBlock = 32;  // groups of a tile that stay in L1 while r
 struct Group {
   int8_t q[kGroup];  // in [-127, 127]
   float scale;
-  float total;       // scale * sum of all integers, to be multiplied with weight offsets
-  int16_t sum[2];    // of q, by half groups
-  int16_t apart;     // 0: none
+  float total;        // scale * sum of all integers, to be multiplied with weight offsets
+  int16_t sum[2][2];  // of q, by half groups: at 0 and 1 of every four inputs, and at 2 and 3
+  int16_t apart;      // 0: none
   int16_t apart_at;
 };
 

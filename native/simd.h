@@ -28,9 +28,11 @@ constexpr int kLanes = 16;
 // F32: float lanes. I32: integer lanes. max(a, b) is b where either is NaN.
 // Line: 64 bytes of weights, 4 consecutive inputs of each of 16 outputs.
 // Quad: 4 consecutive activations, the same for all outputs.
-// Dot<Bits, Centred>: exact sums of products of weights with 8-bit activations, line by line, with
-// a `fold` after every kRun lines. Weights of 4 to 6 bits are unsigned; centred ones stand for
-// themselves less 2^(Bits - 1). Weights of 8 bits are signed.
+// Pair: two 16-bit integers, the same for all outputs.
+// Dot<Bits, Centred>: the exact sum of products of weights with 8-bit activations, line by line, in
+// runs of up to kRun lines: each begins with the sums of its activations and ends with a `fold`.
+// Weights of 4 to 6 bits are unsigned; centred ones stand for themselves less 2^(Bits - 1). Weights
+// of 8 bits are signed.
 
 #if defined(ANABRANCH_AVX512)
 
@@ -110,6 +112,15 @@ inline Quad load_quad(const int8_t* p) {
   return {_mm512_set1_epi32(four)};
 }
 
+struct Pair { __m512i v; };
+
+inline Pair load_pair(const int16_t* p) {
+  int32_t both;
+  memcpy(&both, p, 4);
+  return {_mm512_set1_epi32(both)};
+}
+inline Pair operator+(Pair x, Pair y) { return {_mm512_add_epi16(x.v, y.v)}; }
+
 // vpdpbusd wants unsigned weights: what they are too large by is taken off in advance.
 template <int Bits, bool Centred>
 struct Dot {
@@ -119,10 +130,10 @@ struct Dot {
     if constexpr (Bits == 8) w.v = _mm512_xor_si512(w.v, _mm512_set1_epi8(-128));
     return w;
   }
-  __m512i v;
-  void start(int32_t activation_sum) {
-    constexpr int32_t kCentre = Bits == 8 || Centred ? 1 << (Bits - 1) : 0;
-    v = _mm512_set1_epi32(-kCentre * activation_sum);
+  __m512i v = _mm512_setzero_si512();
+  void begin(Pair sums) {
+    constexpr int16_t kCentre = Bits == 8 || Centred ? 1 << (Bits - 1) : 0;
+    v = _mm512_add_epi32(v, _mm512_madd_epi16(sums.v, _mm512_set1_epi16(-kCentre)));
   }
   void add(Weights w, Quad a) { v = _mm512_dpbusd_epi32(v, w.v, a.v); }
   void fold() {}
@@ -265,17 +276,29 @@ inline Quad load_quad(const int8_t* p) {
 // spills every product.
 inline void pin(__m256i& x) { asm("" : "+x"(x)); }
 
-// vpmaddubsw adds pairs of products in 16 bits. Of 4-bit weights these are at most 2 * 15 * 127, and
-// 8 of them fit, 30480 of 32767; of 5-bit weights 4 (31496), of 6-bit weights 2 (32004).
+struct Pair { __m256i v; };
+
+inline Pair load_pair(const int16_t* p) {
+  int32_t both;
+  memcpy(&both, p, 4);
+  return {_mm256_set1_epi32(both)};
+}
+inline Pair operator+(Pair x, Pair y) { return {_mm256_add_epi16(x.v, y.v)}; }
+
+// vpmaddubsw adds pairs of products in 16 bits, exactly below 8 bits. Sums of pairs may leave these
+// bits on the way if they end inside. Eight pairs of 4-bit weights come to at most 16 * 15 * 127 =
+// 30480 of 32767. Of 5-bit weights, eight come to 16 * 16 * 127 = 32512 if they are centred, four to
+// 31496 if not; of 6-bit weights, which always are, four to 32512.
 template <int Bits, bool Centred>
 struct Dot {
   using Weights = Line;
-  static constexpr int kRun = Bits == 4 ? 8 : Bits == 5 ? 4 : 2;
+  static_assert(Bits < 6 || Centred);
+  static constexpr int kRun = Bits == 6 || (Bits == 5 && !Centred) ? 4 : 8;
   static Weights prepare(Line w) { return w; }
-  __m256i a, b, wide_a, wide_b;
-  void start(int32_t activation_sum) {
-    a = b = _mm256_setzero_si256();
-    wide_a = wide_b = _mm256_set1_epi32(Centred ? -(1 << (Bits - 1)) * activation_sum : 0);
+  __m256i a, b, wide_a = _mm256_setzero_si256(), wide_b = wide_a;
+  void begin(Pair sums) {
+    const __m256i centre = _mm256_set1_epi16(Centred ? -(1 << (Bits - 1)) : 0);
+    a = b = _mm256_mullo_epi16(sums.v, centre);
   }
   void add(Weights w, Quad x) {
     a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w.a, x.v));
@@ -286,21 +309,20 @@ struct Dot {
     const __m256i one = _mm256_set1_epi16(1);
     wide_a = _mm256_add_epi32(wide_a, _mm256_madd_epi16(a, one));
     wide_b = _mm256_add_epi32(wide_b, _mm256_madd_epi16(b, one));
-    a = b = _mm256_setzero_si256();
   }
   I32 sum() const { return {wide_a, wide_b}; }
 };
 
-// Signed weights: |w|, with its sign moved to the activation, which lies in [-127, 127] and can take
-// it. A pair is at most 2 * 128 * 127 = 32512.
+// Signed weights: |w|, with its sign moved to the activation, which lies in [-127, 127] and can
+// take it. A pair is at most 2 * 128 * 127 = 32512.
 template <bool Centred>
 struct Dot<8, Centred> {
   struct Weights { __m256i a, b, abs_a, abs_b; };
   static constexpr int kRun = 8;
   static Weights prepare(Line w) { return {w.a, w.b, _mm256_abs_epi8(w.a), _mm256_abs_epi8(w.b)}; }
-  __m256i a, b;
-  void start(int32_t) { a = b = _mm256_setzero_si256(); }
-  void add(Weights w, Quad x) {
+  __m256i a = _mm256_setzero_si256(), b = a;
+  void begin(Pair) {}
+  void add(const Weights& w, Quad x) {
     const __m256i one = _mm256_set1_epi16(1);
     const __m256i low = _mm256_maddubs_epi16(w.abs_a, _mm256_sign_epi8(x.v, w.a));
     const __m256i high = _mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(x.v, w.b));
@@ -450,14 +472,22 @@ inline Quad load_quad(const int8_t* p) {
   return x;
 }
 
+struct Pair { int16_t v[2]; };
+
+inline Pair load_pair(const int16_t* p) { return {{p[0], p[1]}}; }
+inline Pair operator+(Pair x, Pair y) {
+  return {{(int16_t)(x.v[0] + y.v[0]), (int16_t)(x.v[1] + y.v[1])}};
+}
+
 template <int Bits, bool Centred>
 struct Dot {
   using Weights = Line;
   static constexpr int kRun = 8;
   static Weights prepare(const Line& w) { return w; }
   int32_t v[kLanes] = {};
-  void start(int32_t activation_sum) {
-    for (int32_t& lane : v) lane = Centred && Bits < 8 ? -(1 << (Bits - 1)) * activation_sum : 0;
+  void begin(Pair sums) {
+    const int32_t centre = Centred && Bits < 8 ? 1 << (Bits - 1) : 0;
+    for (int32_t& lane : v) lane -= centre * (sums.v[0] + sums.v[1]);
   }
   void add(const Line& w, Quad a) {
     for (int o = 0; o < kLanes; ++o)
@@ -522,10 +552,12 @@ inline int32_t fold(__m128i x, Op op) {
   x = op(x, _mm_shuffle_epi32(x, 0x4e));
   return _mm_cvtsi128_si32(op(x, _mm_shuffle_epi32(x, 0xb1)));
 }
-inline int32_t sum(I32 x) {
+inline void pair_sums(I32 x, int16_t* out) {  // of lanes 0 and 1 of every four; of 2 and 3
   const __m256i y = _mm256_add_epi32(lower(x), upper(x));
-  return fold(_mm_add_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)),
-              [](__m128i a, __m128i b) { return _mm_add_epi32(a, b); });
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+  const __m128i two = _mm_hadd_epi32(four, four);
+  out[0] = (int16_t)_mm_cvtsi128_si32(two);
+  out[1] = (int16_t)_mm_extract_epi32(two, 1);
 }
 inline int32_t maximum(I32 x) {
   const __m256i y = _mm256_max_epi32(lower(x), upper(x));
@@ -547,8 +579,10 @@ inline float sum(F32 x) {
 inline float maximum(F32 x) {
   return fold(x.v, [](float a, float b) { return a > b ? a : b; });
 }
-inline int32_t sum(I32 x) {
-  return fold(x.v, [](int32_t a, int32_t b) { return a + b; });
+inline void pair_sums(I32 x, int16_t* out) {  // of lanes 0 and 1 of every four; of 2 and 3
+  int32_t sums[2] = {};
+  for (int i = 0; i < kLanes; ++i) sums[i % 4 / 2] += x.v[i];
+  out[0] = (int16_t)sums[0], out[1] = (int16_t)sums[1];
 }
 inline int32_t maximum(I32 x) {
   return fold(x.v, [](int32_t a, int32_t b) { return a > b ? a : b; });

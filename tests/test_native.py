@@ -315,19 +315,26 @@ def test_extreme_magnitudes() -> None:
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: str(b.features()["isa"]))
 def test_largest_integers_do_not_overflow(backend: NativeBackend) -> None:
     """All products at their largest: 16-bit partial sums come within a few percent of their end."""
-    ones = np.ones((3, 2), np.float32)
-    x = np.ones((2, 64), np.float32)
-    x[1] = -1
-    for bits, low, high in ((4, 0, 15), (8, -128, 127), (8, -32, 31), (8, -16, 15), (8, -8, 7)):
-        q = (
-            np.repeat([low, high, high], 64)
-            .reshape(3, 64)
-            .astype(np.uint8 if bits == 4 else np.int8)
-        )
+    x = np.ones((9, 64), np.float32)  # enough rows for weights to be laid open
+    x[1::2] = -1
+    for bits, low, high, group, offset in (
+        (4, 0, 15, 32, False),
+        (8, -128, 127, 32, False),
+        (8, -32, 31, 32, False),
+        (8, -32, 31, 16, False),
+        (8, -16, 15, 32, False),
+        (8, 0, 31, 32, True),
+        (8, -8, 7, 32, False),
+    ):
+        q = np.repeat([low, high, high], 64).reshape(3, 64)
         q[2, ::2] = low
-        weight = Quantized(q, ones, None, bits, 32)  # type: ignore[arg-type]
+        q = q.astype(np.uint8 if bits == 4 else np.int8)
+        ones = np.ones((3, 64 // group), np.float32)
+        weight = Quantized(q, ones, ones if offset else None, bits, group)  # type: ignore[arg-type]
         want = x @ weight.dequantize().T
-        np.testing.assert_allclose(linear(backend, x, [weight]), want, rtol=1e-6)
+        for rows in (1, 2, 9):
+            got = linear(backend, x[:rows], [weight])
+            np.testing.assert_allclose(got, want[:rows], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 // The sum of one output runs over blocks of 32 groups; in a block first over the groups, each
 // group's integer product exact: acc = fma(float(sum w*q), weight scale * activation scale, acc),
 // then, with offsets, acc = fma(offset, activation total, acc); then over the activations that are
-// kept apart: acc = fma(weight * weight scale, activation * activation scale, acc). Always in ascending order: rows, tiles and threads are only
-// loops around that, so an output's bits depend on its row and its weights alone.
+// kept apart: acc = fma(weight * weight scale, activation * activation scale, acc). Always in
+// ascending order: rows, tiles and threads are only loops around that, so an output's bits depend on
+// its row and its weights alone.
 #pragma once
 
 #include "../kernels.h"
@@ -91,20 +92,23 @@ void dot_tile(const uint8_t* group, const uint8_t* ready, const Group* x, int64_
   for (int r = 0; r < R; ++r) sums[r] = load(acc + r * kLanes);
   for (int64_t g = 0; g < count; ++g, ++x, group += Form::kBytes) {
     if constexpr (!Ready)
-      for (int64_t at = 0; at < Form::kBytes; at += 64) __builtin_prefetch(group + kAhead + at, 0, 0);
+      for (int64_t at = 0; at < Form::kBytes; at += 64)
+        __builtin_prefetch(group + kAhead + at, 0, 0);
     unroll<0, Form::kScales>([&]<int Part>() INLINE {
       using Dot = typename Form::Dot;
       Dot dot[R];
-      for (int r = 0; r < R; ++r) {
-        const int16_t* sum = x[r * row_stride].sum;
-        dot[r].start(Form::kScales == 2 ? sum[Part] : sum[0] + sum[1]);
-      }
+      constexpr int kRun = Dot::kRun < Form::kLines ? Dot::kRun : Form::kLines;
       unroll<0, Form::kLines>([&]<int I>() INLINE {
         constexpr int L = Part * Form::kLines + I;
+        if constexpr (I % kRun == 0)
+          for (int r = 0; r < R; ++r) {
+            const auto& sum = x[r * row_stride].sum;
+            dot[r].begin(kRun == 4 ? load_pair(sum[L / 4]) : load_pair(sum[0]) + load_pair(sum[1]));
+          }
         const auto w = Dot::prepare(Ready ? load_line(ready + g * kReadyBytes + 64 * L)
                                           : Form::template line<L>(group));
         for (int r = 0; r < R; ++r) dot[r].add(w, load_quad(x[r * row_stride].q + 4 * L));
-        if constexpr ((I + 1) % Dot::kRun == 0 || I + 1 == Form::kLines)
+        if constexpr ((I + 1) % kRun == 0)
           for (int r = 0; r < R; ++r) dot[r].fold();
       });
       const F32 scale = Form::factors(group, Part);

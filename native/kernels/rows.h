@@ -68,10 +68,11 @@ inline void quantize_group(F32 low, F32 high, float first, float top, Group* out
   if (top < first) keep_apart(&low_q, &high_q, out);
   store_bytes(out->q, low_q);
   store_bytes(out->q + kLanes, high_q);
-  out->sum[0] = (int16_t)sum(low_q);
-  out->sum[1] = (int16_t)sum(high_q);
+  pair_sums(low_q, out->sum[0]);
+  pair_sums(high_q, out->sum[1]);
   out->scale = !finite ? __builtin_nanf("") : some ? top / 127.0f : 0.0f;
-  out->total = out->scale * (float)(out->sum[0] + out->sum[1] + out->apart);
+  const int all = out->sum[0][0] + out->sum[0][1] + out->sum[1][0] + out->sum[1][1] + out->apart;
+  out->total = out->scale * (float)all;
 }
 
 // Rounding costs a group the square of its largest magnitude. That one is kept apart where it adds
