@@ -52,13 +52,15 @@ class Optimal:
     Attributes:
         choices: by level, lowest first.
         fixed: the best single condition for all difficulties.
-        held_out: accuracy of choosing by difficulty, on problems that took no part in it.
+        fixed_held_out: accuracy of choosing one condition, on problems that took no part in it.
+        held_out: the same of choosing by difficulty.
         tokens: mean tokens it spends on them.
         gain: that accuracy minus the one of a single condition chosen in the same way.
     """
 
     choices: tuple[Choice, ...]
     fixed: str
+    fixed_held_out: Estimate
     held_out: Estimate
     tokens: float
     gain: Difference
@@ -127,6 +129,7 @@ def choose(
     return Optimal(
         tuple(choices),
         names[final.fixed],
+        share(right[single], which[single]),
         share(right[by_level], which[by_level]),
         float(tokens[by_level].mean()),
         difference(ours[both], base[both]),

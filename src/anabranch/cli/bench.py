@@ -21,6 +21,7 @@ from anabranch.bench.attempts import Attempt, brief, places, right, used
 from anabranch.bench.grid import DEFAULTS, Grid, build_grid, read_grid
 from anabranch.bench.intervals import Difference, Estimate, difference, share
 from anabranch.bench.models import load_model
+from anabranch.bench.recommend import Recommendation, try_halves
 from anabranch.bench.recommend import recommend as recommend_from
 from anabranch.bench.records import Records, merged
 from anabranch.bench.report import write_report
@@ -526,14 +527,19 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 @app.command()
 def recommend(
-    task: Annotated[str, typer.Option("--task", "-t", help="E.g. arithmetic(digits=3).")],
     budget: Annotated[
         int, typer.Option("--budget", "-b", help="Mean tokens for a problem, prompt and all.")
     ],
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="E.g. arithmetic(digits=3); else for all.")
+    ] = None,
     records: Kept = RECORDS,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Where the records hold several.")
     ] = None,
+    halves: Annotated[
+        bool, typer.Option("--halves", help="Also make it from half the problems; try the rest.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Which strategy to take for a budget, from what `anabranch bench` kept.
@@ -541,19 +547,43 @@ def recommend(
     The accuracy to expect is measured on problems that took no part in choosing.
     """
     check_range("budget", budget, 1, 2**53)
+    wanted = None if task is None else str(parse_task(task))
     with Records(records) as kept:
-        found = recommend_from(kept.attempts(), str(parse_task(task)), budget, model)
+        attempts = kept.attempts()
+    found = recommend_from(attempts, wanted, budget, model)
+    trials = try_halves(attempts, wanted, budget, model) if halves else []
     if as_json:
-        told = dataclasses.asdict(found)
-        print_json({**told, "expected": found.expected._asdict()})
+        told = _plain_recommendation(found)
+        if halves:
+            told["halves"] = [
+                {
+                    **dataclasses.asdict(trial),
+                    "made": _plain_recommendation(trial.made),
+                    "seen": trial.seen._asdict(),
+                }
+                for trial in trials
+            ]
+        print_json(told)
         return
-    expected = found.expected
-    print(short(found.strategy) + (f", within {found.budget}" if found.budget else ""))
+    print(_taken(found))
     print(
-        f"expect {expected.value:.0%} ({expected.low:.0%} to {expected.high:.0%}) on "
-        f"{_short_task(task)} with {found.model}, for {found.tokens:.0f} tokens a problem"
+        f"expect {_percent(found.expected)} on {_short_task(found.task) or 'all tasks'} with "
+        f"{found.model}, for {found.tokens:.0f} tokens a problem"
     )
     print(
         f"chosen from {found.considered} conditions that fit, on {found.problems} problems; "
         "the accuracy is that of such a choice on problems held out"
     )
+    for trial in trials:
+        print(
+            f"from half of them: {_taken(trial.made)}, expect {_percent(trial.made.expected)}; "
+            f"the other half has {_percent(trial.seen)}, {'inside' if trial.holds else 'outside'}"
+        )
+
+
+def _taken(found: Recommendation) -> str:
+    return _name((found.model, found.strategy, found.budget))
+
+
+def _plain_recommendation(found: Recommendation) -> dict[str, Any]:
+    return {**dataclasses.asdict(found), "expected": found.expected._asdict()}
