@@ -443,6 +443,24 @@ def test_the_command_line_measures_compares_and_recommends(tmp_path: Path) -> No
         assert anabranch_(*wrong).exit_code == 2
 
 
+def test_gains_are_told_over_what_each_strategy_has_tried(tmp_path: Path) -> None:
+    """A grid whose strategies have their own tasks; `single` is fair on all of them."""
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        'models = ["simulated(right=0.9)"]\nproblems = 12\n'
+        '[[grid]]\nstrategies = ["single", "vote(n=4)"]\ntasks = ["copy(digits=4)"]\n'
+        '[[grid]]\nstrategies = ["single", "vote(n=16)"]\ntasks = ["copy(digits=5)"]\n'
+    )
+    told = anabranch_("bench", str(path), "-o", str(tmp_path / "r.db"), "--no-report")
+    assert "note: over all tasks: the conditions were not tried on the same problems" in told.stdout
+    assert re.search(r"^vote\(n=4\): \+.* over copy\(digits=4\)$", told.stdout, re.MULTILINE)
+    assert re.search(r"^vote\(n=16\): \+.* over copy\(digits=5\)$", told.stdout, re.MULTILINE)
+    told = anabranch_("bench", str(path), "-o", str(tmp_path / "r.db"), "--no-report", "--json")
+    gains = json.loads(told.stdout)["gains"]
+    assert [len(gain["tasks"]) for gain in gains] == [1, 1]
+    assert json.loads(told.stdout)["conditions"] == []
+
+
 def test_steps_are_counted_where_a_task_checks_them(tmp_path: Path) -> None:
     """A model that carries out the first two operations of four, and then errs."""
     posed = problems("procedures(steps=4)", 4)

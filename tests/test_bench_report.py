@@ -124,6 +124,20 @@ def test_findings_name_the_best_and_the_cheapest_that_may_be_as_good() -> None:
     assert findings(Attempts(runs))[-1] == "The cheapest of them is cheap: 9 tokens."
 
 
+def test_only_what_every_condition_tried_is_compared() -> None:
+    runs = tried("a", [False, True]) + tried("b", [True, True, True])
+    (told, *_), found = findings(Attempts(runs)), analyse(Attempts(runs))[0]
+    assert told.startswith("b is right most often: 100.0% (")
+    assert column(found, "problems") == {"a": 2, "b": 2}
+    apart = Attempts(runs[:2] + [replace(run, task="u") for run in runs[2:]] * 8)
+    found = analyse(apart)[0]
+    assert findings(apart) == [
+        "The conditions were tried on different problems: see them task by task."
+    ]
+    assert column(found, "problems") == {"a": 2, "b": 3}
+    assert set(column(found, "frontier").values()) == {""}
+
+
 def test_models_and_budgets_tell_conditions_apart() -> None:
     runs = tried("a", [True], budget="512 tokens", model="m")
     assert list(Attempts(runs).by_condition) == ["a · 512 tokens"]

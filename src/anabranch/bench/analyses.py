@@ -43,10 +43,13 @@ LEVELS = 3
 
 def conditions(attempts: Attempts) -> Table:
     """Accuracy and cost of each condition."""
-    base = next(iter(attempts.by_condition))
-    lines = marked(
-        [measure(g, attempts.by_condition[base]) for g in attempts.by_condition.values()]
-    )
+    base, first = next(iter(attempts.comparable.items()))
+    lines = [measure(own, first) for own in attempts.comparable.values()]
+    if attempts.alike:
+        lines = marked(lines)
+        over = "Means per attempt at what every condition has tried"
+    else:
+        over = "Means per attempt, of different problems, so that there is no frontier"
     guard = Guard()
     rows = [
         (
@@ -63,12 +66,12 @@ def conditions(attempts: Attempts) -> Table:
             len(set(places(own))),
             " and ".join(line.cheapest),
         )
-        for (name, own), line in zip(attempts.by_condition.items(), lines, strict=True)
+        for (name, own), line in zip(attempts.comparable.items(), lines, strict=True)
     ]
     return Table(
         "conditions",
         "Accuracy and cost",
-        f"Means per attempt; 95% intervals treat problems, not attempts, as independent. Gains "
+        f"{over}; 95% intervals treat problems, not attempts, as independent. Gains "
         f"are paired by problem and seed with {base}. The frontier holds what nothing cheaper "
         f"matches, in tokens or in time.",
         (
@@ -127,7 +130,9 @@ def by_task(attempts: Attempts) -> Table:
 def findings(attempts: Attempts) -> list[str]:
     """What the accuracies say in words: who leads, who may be as good, and which of them is
     cheapest."""
-    ranked = sorted(attempts.by_condition.items(), key=lambda item: -right(item[1]).mean())
+    if not attempts.alike:
+        return ["The conditions were tried on different problems: see them task by task."]
+    ranked = sorted(attempts.comparable.items(), key=lambda item: -right(item[1]).mean())
     best, own = ranked[0]
     tokens = {name: float(used(got, "charged_tokens").mean()) for name, got in ranked}
     found = share(right(own), places(own))
@@ -382,17 +387,16 @@ def voters(attempts: Attempts) -> Table | None:
 
 def optimal(attempts: Attempts) -> Table | None:
     """What to run at which difficulty for a budget, tested on problems held out."""
-    if len(attempts.by_condition) < 2 or len(attempts.by_problem()) < 4 * LEVELS:
+    groups = attempts.comparable
+    tried = set(places([a for own in groups.values() for a in own]))
+    if not attempts.alike or len(groups) < 2 or len(tried) < 4 * LEVELS:
         return None
     results, _ = attempts.crowd
-    order = sorted(results, key=lambda place: results[place].confusion)
+    order = sorted(tried, key=lambda place: results[place].confusion)
     level = {place: i * LEVELS // len(order) for i, place in enumerate(order)}
-    runs = [(name, attempt) for name, own in attempts.by_condition.items() for attempt in own]
+    runs = [(name, attempt) for name, own in groups.items() for attempt in own]
     tokens = used([attempt for _, attempt in runs], "charged_tokens")
-    means = {
-        name: float(used(own, "charged_tokens").mean())
-        for name, own in attempts.by_condition.items()
-    }
+    means = {name: float(used(own, "charged_tokens").mean()) for name, own in groups.items()}
     rows: list[tuple[Any, ...]] = []
     for budget in sorted(set(means.values())):
         found = choose(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any
+from functools import cache, cached_property, reduce
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from anabranch.program.types import Usage
 from anabranch.reason import registry as strategies
 from anabranch.tasks import registry as tasks
 from anabranch.verify.report import Report, report
+
+Label = TypeVar("Label", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ class Attempts:
     Attributes:
         all: every attempt, the first take of each run.
         by_condition: the same, by the condition's label, in order of first occurrence.
+        alike: conditions can be compared: some problems were tried by all of them.
+        comparable: by condition what all conditions have tried; everything where they are not
+            alike.
         shown: strategies and tasks as readers see them: without what stands at its default.
         tasks: in order of first occurrence.
         series: tasks that differ in difficulty alone are one, in order of first occurrence.
@@ -121,6 +126,10 @@ class Attempts:
         self.by_condition: dict[str, list[Attempt]] = {}
         for attempt in self.all:
             self.by_condition.setdefault(self.label(attempt), []).append(attempt)
+
+        shared = common(self.by_condition)
+        self.alike = all(shared.values())
+        self.comparable = shared if self.alike else self.by_condition
 
     def label(self, attempt: Attempt) -> str:
         """What tells its condition from the others."""
@@ -207,6 +216,14 @@ def confident(attempts: Sequence[Attempt]) -> list[Attempt]:
     """Attempts whose confidence says something: none where all have the same."""
     known = [attempt for attempt in attempts if 0 <= attempt.confidence <= 1]
     return known if len({attempt.confidence for attempt in known}) > 1 else []
+
+
+def common(groups: Mapping[Label, list[Attempt]]) -> dict[Label, list[Attempt]]:
+    """Of each condition's attempts those at problems and seeds that every condition has tried;
+    empty lists where there is nothing."""
+    runs = ({(a.place, a.seed) for a in group} for group in groups.values())
+    shared = reduce(set.intersection, runs)
+    return {key: [a for a in own if (a.place, a.seed) in shared] for key, own in groups.items()}
 
 
 def right(attempts: Sequence[Attempt]) -> npt.NDArray[np.bool_]:

@@ -91,7 +91,7 @@ _Label = tuple[float, float, str, str]
 def _frontier(axis: Axes, attempts: Attempts, cost: str, colours: dict[str, str]) -> list[_Label]:
     """Draw one panel; returns the names it still needs."""
     points: dict[str, tuple[float, Estimate]] = {}
-    for name, own in attempts.by_condition.items():
+    for name, own in attempts.comparable.items():
         spent = float(used(own, cost).mean())
         points[name] = max(spent, 1e-3), share(right(own), places(own))
     for family, colour in colours.items():
@@ -106,15 +106,14 @@ def _frontier(axis: Axes, attempts: Attempts, cost: str, colours: dict[str, str]
             across, values, yerr=spans, color=colour, marker="o", markersize=5,
             linewidth=1.2, elinewidth=1, alpha=0.95,
         )  # fmt: skip
-    names = list(points)
-    order = frontier([points[n][0] for n in names], [points[n][1].value for n in names])
-    edge = [points[names[i]] for i in order]
-    last = max(spent for spent, _ in points.values())
-    axis.step(
-        [*(spent for spent, _ in edge), last],
-        [*(found.value for _, found in edge), edge[-1][1].value],
-        where="post", color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1,
-    )  # fmt: skip
+    if attempts.alike:
+        at = list(points.values())
+        edge = [at[i] for i in frontier([x for x, _ in at], [y.value for _, y in at])]
+        axis.step(
+            [*(spent for spent, _ in edge), max(spent for spent, _ in at)],
+            [*(found.value for _, found in edge), edge[-1][1].value],
+            where="post", color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1,
+        )  # fmt: skip
     _logarithmic(axis)
     axis.set_xlabel(f"{_UNITS[cost]} (log)")
     axis.margins(x=0.22, y=0.1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from anabranch.bench.attempts import Attempt, brief, places, right, used
+from anabranch.bench.attempts import Attempt, brief, common, places, right, used
 from anabranch.bench.intervals import Difference, Estimate, difference, mean, share
 from anabranch.bench.optimal import frontier
 from anabranch.errors import InputError
@@ -60,23 +59,12 @@ def condition(attempt: Attempt) -> Key:
     return attempt.model, attempt.strategy, attempt.budget
 
 
-def run(attempt: Attempt) -> tuple[str, int, int]:
-    """Which problem was tried with which seed: what pairs conditions."""
-    return attempt.task, attempt.problem, attempt.seed
-
-
 def by_condition(attempts: Iterable[Attempt]) -> dict[Key, list[Attempt]]:
     """In order of first occurrence."""
     groups: dict[Key, list[Attempt]] = {}
     for attempt in attempts:
         groups.setdefault(condition(attempt), []).append(attempt)
     return groups
-
-
-def common(groups: dict[Key, list[Attempt]]) -> dict[Key, list[Attempt]]:
-    """What every condition has tried; empty lists where there is nothing."""
-    shared = functools.reduce(set.intersection, ({run(a) for a in g} for g in groups.values()))
-    return {key: [a for a in group if run(a) in shared] for key, group in groups.items()}
 
 
 def paired(ours: Sequence[Attempt], base: Sequence[Attempt]) -> Difference | None:
@@ -152,26 +140,27 @@ def _prefix(own: Sequence[Attempt]) -> Estimate | None:
     return mean([a.prefix for a in known], places(known)) if known else None
 
 
-def fair_gains(attempts: Sequence[Attempt]) -> tuple[list[str], dict[Key, Difference]]:
+def fair_gains(attempts: Sequence[Attempt]) -> dict[Key, tuple[list[str], Difference]]:
     """Mean gains over the tasks that the first condition solves neither rarely nor nearly always.
 
     Returns:
-        Those tasks, and for each other condition its gain over all their problems.
+        For each other condition those of the tasks that it has tried, and its gain over all their
+        problems.
     """
     groups = by_condition(attempts)
     base = next(iter(groups.values()))
-    tasks = []
+    fair = []
     for task in dict.fromkeys(attempt.task for attempt in base):
         solved = right([attempt for attempt in base if attempt.task == task]).mean()
         if FAIR[0] <= solved <= FAIR[1]:
-            tasks.append(task)
-    among = [a for a in base if a.task in tasks]
-    gains = {
-        key: gain
-        for key, own in groups.items()
-        if own is not base and (gain := paired(own, among)) is not None
-    }
-    return tasks, gains
+            fair.append(task)
+    among = [a for a in base if a.task in fair]
+    gains = {}
+    for key, own in groups.items():
+        gain = None if own is base else paired(own, among)
+        if gain is not None:
+            gains[key] = [task for task in fair if any(a.task == task for a in own)], gain
+    return gains
 
 
 def short(strategy: str) -> str:

@@ -28,12 +28,11 @@ from anabranch.bench.report import write_report
 from anabranch.bench.runner import TOGETHER, Bench, Column
 from anabranch.bench.summary import (
     FAIR,
+    Key,
     Line,
     by_condition,
-    condition,
     fair_gains,
     lines,
-    run,
     short,
 )
 from anabranch.cli.app import app
@@ -280,29 +279,24 @@ def _print_results(attempts: Sequence[Attempt]) -> None:
         _print_lines(_lines(attempts, task), several)
         print()
     found = _lines(attempts)
-    if not found:
-        return
-    print("all\n")
-    _print_lines(found, several)
-    missing = sum(map(len, groups.values())) - sum(line.problems for line in found)
-    base = _label(found[0], several)
-    print(
-        f"\nWith 95% intervals; gains are paired with {base}. Means for a problem: tokens charged"
-    )
+    base = _label(next(iter(groups)), several)
+    if found:
+        print("all\n")
+        _print_lines(found, several)
+        print()
+    print(f"With 95% intervals; gains are paired with {base}. Means for a problem: tokens charged")
     print(
         "(prompt, sampled, forced); seconds, its share of the time of passes; FLOPs, 2 x parameters"
     )
     print("x computed tokens, attention left out. Best by tokens or by time: nothing that takes no")
     print("more of them is as accurate: the frontier.")
-    if missing:
+    missing = sum(map(len, groups.values())) - sum(line.problems for line in found)
+    if found and missing:
         print(f"note: {missing} results are left out above, as not all strategies have them")
-    fair, gains = fair_gains(attempts)
-    for key, gain in gains.items():
-        if fair:
-            names = ", ".join(map(_short_task, fair))
-            name = f"{_name(key)}, {key[0]}" if several else _name(key)
-            print(f"{name}: {_points(gain)} over {names}")
-    if gains and fair:
+    gains = fair_gains(attempts)
+    for key, (fair, gain) in gains.items():
+        print(f"{_label(key, several)}: {_points(gain)} over {', '.join(map(_short_task, fair))}")
+    if gains:
         print(f"(tasks of which {base} solves {FAIR[0]:.0%} to {FAIR[1]:.0%})")
 
 
@@ -325,7 +319,7 @@ def _print_lines(found: Sequence[Line], several: bool) -> None:
             f"{line.seconds:.3g}",
             *(() if few else _more(line)),
             ", ".join(line.cheapest),
-            _label(line, several),
+            _label((line.model, line.strategy, line.budget), several),
         )
         for line in found
     ]
@@ -351,12 +345,11 @@ def _more(line: Line) -> tuple[str, ...]:
     )
 
 
-def _label(line: Line, several: bool) -> str:
-    name = _name((line.model, line.strategy, line.budget))
-    return f"{name}, {line.model}" if several else name
+def _label(key: Key, several: bool) -> str:
+    return f"{_name(key)}, {key[0]}" if several else _name(key)
 
 
-def _name(key: tuple[str, str, str]) -> str:
+def _name(key: Key) -> str:
     """Strategy and budget, for readers."""
     return ", ".join(part for part in (short(key[1]), key[2]) if part)
 
@@ -389,14 +382,11 @@ def _results(
             told["notes"].append(f"{task or 'over all tasks'}: {error}")
             continue
         told["tasks" if task else "conditions"] += map(_plain, found)
-    fair, gains = fair_gains(attempts)
-    told["gains"] = {
-        "tasks": fair,
-        "conditions": [
-            {"model": key[0], "strategy": key[1], "budget": key[2], "gain": gain._asdict()}
-            for key, gain in gains.items()
-        ],
-    }
+    told["gains"] = [
+        dict(zip(("model", "strategy", "budget"), key, strict=True))
+        | {"tasks": fair, "gain": gain._asdict()}
+        for key, (fair, gain) in fair_gains(attempts).items()
+    ]
     return told
 
 
@@ -441,13 +431,12 @@ def compare(
         ours = [attempt for attempt in ours if attempt.task == task]
     found = []
     for name in (*dict.fromkeys(attempt.task for attempt in ours), ""):
-        mine = [x for x in ours if not name or x.task == name]
-        theirs = [x for x in base if not name or x.task == name]
-        shared = {_pair(x) for x in mine} & {_pair(x) for x in theirs}
-        mine = sorted((x for x in mine if _pair(x) in shared), key=_pair)
-        theirs = sorted((x for x in theirs if _pair(x) in shared), key=_pair)
+        mine, theirs = ({x.run: x for x in s if not name or x.task == name} for s in (ours, base))
+        shared = [run for run in mine if run in theirs]
         if shared:
-            found.append(_comparison(name, mine, theirs))
+            found.append(
+                _comparison(name, [mine[run] for run in shared], [theirs[run] for run in shared])
+            )
     if not found:
         raise InputError("the two have no problem in common", fix="run both on the same grid")
     if as_json:
@@ -494,11 +483,6 @@ def _sides(a: str, b: str, records: Path) -> tuple[list[Attempt], list[Attempt]]
             raise unknown_name("strategy of these records", short(name), map(short, known))
         found.append([dataclasses.replace(x, strategy="") for x in attempts if x.strategy == name])
     return found[0], found[1]
-
-
-def _pair(attempt: Attempt) -> tuple[Any, ...]:
-    """What must be the same on both sides."""
-    return (*condition(attempt), *run(attempt))
 
 
 def _comparison(task: str, mine: Sequence[Attempt], theirs: Sequence[Attempt]) -> dict[str, Any]:
