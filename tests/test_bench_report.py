@@ -204,6 +204,9 @@ def test_the_command_writes_a_report_of_records(tmp_path: Path) -> None:
     assert "single is right most often" in done.stdout
     assert str(out / "report.html") in done.stdout
     assert json.loads((out / "report.json").read_text())["provenance"]["cores"] == "2"
+    done = CliRunner().invoke(app, ["report", str(file), "--json", "--task", "copy(digits=5)"])
+    assert done.exit_code == 2
+    assert "unknown task of these records" in done.output
 
 
 def test_several_records_are_takes_of_the_same_runs(tmp_path: Path) -> None:

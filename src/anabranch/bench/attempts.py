@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from anabranch.bench.intervals import codes
 from anabranch.bench.top_two import TopTwo, top_two
-from anabranch.errors import InputError
+from anabranch.errors import InputError, unknown_name
 from anabranch.program.registry import Named
 from anabranch.program.types import Usage
 from anabranch.reason import registry as strategies
@@ -224,6 +224,18 @@ def common(groups: Mapping[Label, list[Attempt]]) -> dict[Label, list[Attempt]]:
     runs = ({(a.place, a.seed) for a in group} for group in groups.values())
     shared = reduce(set.intersection, runs)
     return {key: [a for a in own if (a.place, a.seed) in shared] for key, own in groups.items()}
+
+
+def on_task(attempts: Sequence[Attempt], task: str) -> list[Attempt]:
+    """Those at one task, named as it stands in the records.
+
+    Raises:
+        InputError: there are none.
+    """
+    known = dict.fromkeys(attempt.task for attempt in attempts)
+    if task not in known:
+        raise unknown_name("task of these records", task, known)
+    return [attempt for attempt in attempts if attempt.task == task]
 
 
 def right(attempts: Sequence[Attempt]) -> npt.NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anabranch.bench.attempts import Attempt, places, right, used
+from anabranch.bench.attempts import Attempt, on_task, places, right, used
 from anabranch.bench.intervals import Estimate, share
 from anabranch.bench.optimal import choose
 from anabranch.bench.summary import by_condition
@@ -138,10 +138,8 @@ def _own(attempts: Sequence[Attempt], task: str | None, model: str | None) -> li
         raise InputError("which model? the records hold several", allowed=", ".join(models))
     if model is not None and model not in models:
         raise unknown_name("model of these records", model, models)
-    tasks = dict.fromkeys(attempt.task for attempt in attempts)
-    if task is not None and task not in tasks:
-        raise unknown_name("task of these records", task, tasks)
-    own = [a for a in attempts if task in (None, a.task) and model in (None, a.model)]
+    own = attempts if task is None else on_task(attempts, task)
+    own = [attempt for attempt in own if model in (None, attempt.model)]
     if not own:
         raise InputError("the model was not tried on this task", got=model)
     return own

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from anabranch.bench.attempts import Attempt, brief, places, right, used
+from anabranch.bench.attempts import Attempt, brief, on_task, places, right, used
 from anabranch.bench.grid import DEFAULTS, Grid, build_grid, read_grid
 from anabranch.bench.intervals import Difference, Estimate, difference, share
 from anabranch.bench.models import load_model
@@ -424,11 +424,7 @@ def compare(
     """
     ours, base = _sides(a, b, records)
     if task is not None:
-        task = str(parse_task(task))
-        known = {attempt.task for attempt in ours}
-        if task not in known:
-            raise unknown_name("task of these records", task, known)
-        ours = [attempt for attempt in ours if attempt.task == task]
+        ours = on_task(ours, str(parse_task(task)))
     found = []
     for name in (*dict.fromkeys(attempt.task for attempt in ours), ""):
         mine, theirs = ({x.run: x for x in s if not name or x.task == name} for s in (ours, base))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from anabranch.bench.analyses import analyse, findings
-from anabranch.bench.attempts import Attempt, Attempts
+from anabranch.bench.attempts import Attempt, Attempts, on_task
 from anabranch.bench.records import Records, merged
 from anabranch.bench.report import write_report
 from anabranch.bench.tables import written
@@ -18,6 +18,7 @@ from anabranch.cli.app import app
 from anabranch.cli.draw import clean
 from anabranch.cli.terminal import print_json, print_table
 from anabranch.errors import InputError
+from anabranch.tasks.registry import parse as parse_task
 
 
 @app.command()
@@ -33,12 +34,15 @@ def report(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for report.html and figures.")
     ] = Path("report"),
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Of this task alone.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all tables as JSON, and write no files.")
     ] = False,
 ) -> None:
     """Write a page of tables, curves and every answer from records of the bench."""
     found, told = _read(files)
+    if task is not None:
+        found = on_task(found, str(parse_task(task)))
     attempts = Attempts(found)
     if as_json:
         tables = {table.key: table.as_json() for table in analyse(attempts)}
