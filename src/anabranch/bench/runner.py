@@ -104,7 +104,8 @@ class Bench:
         self.columns = [Column(cell) for cell in self.grid.cells]
         self._posed = self.grid.posed()
         self._began: float | None = None
-        self._spent = 0.0  # seconds of the machine, by problems of this session
+        self._spent = 0.0  # seconds of the machine, by finished problems of this session
+        self._under_way: set[Run] = set()
         self._put_off: ResourceError | None = None
 
     def run(self) -> None:
@@ -151,10 +152,11 @@ class Bench:
     def left_seconds_of(self, column: Column) -> float | None:
         """Likewise, of the wall time that one column will take of it."""
         done = sum(c.done for c in self.columns)
-        if self._began is None or not self._spent or not done or column.skipped:
+        spent = self._spent + sum(run.cost.seconds for run in self._under_way)
+        if self._began is None or not spent or not done or column.skipped:
             return None
         # More than 1 where programs do other things than passes.
-        scale = (time.monotonic() - self._began) / self._spent
+        scale = (time.monotonic() - self._began) / spent
         mean = sum(c.seconds for c in self.columns) / done
         each = column.seconds / column.done if column.done else mean
         return scale * each * (column.total - column.done)
@@ -233,6 +235,11 @@ class Bench:
         """What came of a problem; None if it has to be put off."""
         posed, cell, runs = job.posed, job.column.cell, list[Run]()
         trace = None
+
+        def begun(run: Run) -> None:
+            runs.append(run)
+            self._under_way.add(run)
+
         if self.traces is not None:
             name = f"{job.condition.settings.digest[:16]}-{job.problem}-{job.seed}.jsonl"
             trace = self.traces / name
@@ -253,7 +260,7 @@ class Bench:
                 trace=trace,
                 # What a problem costs must not depend on what else is in the grid.
                 scope=f"{job.condition.settings.digest} {job.problem} {job.seed}",
-                on_start=runs.append,
+                on_start=begun,
             )
             row = _judged(row, posed, answer)
         except UnsupportedError as error:
@@ -266,6 +273,8 @@ class Bench:
         except Exception as error:  # a method's fault is a finding, and the others go on
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             row = replace(row, error=f"{kind}{error}", usage=runs[0].usage if runs else Usage())
+        finally:
+            self._under_way.difference_update(runs)
         return replace(row, pass_seconds=runs[0].cost.seconds if runs else 0.0)
 
 
