@@ -94,7 +94,11 @@ def fsm(
             return ("sum up" if verdict_ == ENOUGH else "ask"), given
 
         async def sum_up(thought: Thought) -> tuple[str, Thought | None]:
-            text = f"Now answer the whole question from that. {ending(problem)}"
+            # Told again: by now small models answer the last of the smaller ones.
+            text = (
+                f"{stated_question(problem)}\n\n"
+                f"Now answer this whole question from the answers above. {ending(problem)}"
+            )
             return END, await answer_turn(
                 problem, thought, text, max_tokens, temperature=temperature
             )
